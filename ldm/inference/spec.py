@@ -1,0 +1,143 @@
+"""What one picture is asked to be, and what is written down about it once it is made.
+
+Plain frozen data without torch: the control plane on a login node, the worker in a job and the scripts share it.
+Values are checked where they are built and nowhere else. Sizes are pixels; a seed feeds one CPU generator per picture.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Dict, Optional
+
+from ldm.errors import RequestError
+
+SIZE_MULTIPLE = 8  # the first stage of SD v1 shrinks each side by 8
+SIZE_LIMIT = 4096
+SEED_LIMIT = 2**32
+
+
+class SamplerName(enum.Enum):
+    """The samplers, named as the original's options name them."""
+
+    DDIM = "ddim"
+    PLMS = "plms"
+    DPM_SOLVER = "dpm_solver"
+
+
+class Spacing(enum.Enum):
+    """How the sampling steps are spread over the training timesteps (DDIM appendix D.2)."""
+
+    UNIFORM = "uniform"
+    QUAD = "quad"
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How the noise is taken away. `guidance_scale` 1.0 means no guidance; `eta` is DDIM's share of fresh noise."""
+
+    name: SamplerName = SamplerName.PLMS
+    steps: int = 50
+    guidance_scale: float = 7.5
+    eta: float = 0.0
+    schedule: Spacing = Spacing.UNIFORM
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000:
+            raise RequestError(f"steps must be in 1..1000, got {self.steps}")
+        if not 0.0 <= self.guidance_scale <= 100.0:
+            raise RequestError(f"guidance_scale must be in 0..100 (1.0 = off), got {self.guidance_scale}")
+        if not 0.0 <= self.eta <= 1.0:
+            raise RequestError(f"eta must be in 0..1, got {self.eta}")
+        if self.eta and self.name is not SamplerName.DDIM:
+            raise RequestError(f"eta={self.eta} needs sampler 'ddim'; {self.name.value!r} adds no noise")
+        if self.schedule is not Spacing.UNIFORM and self.name is SamplerName.DPM_SOLVER:
+            raise RequestError(f"schedule={self.schedule.value!r} needs sampler 'ddim' or 'plms'; "
+                               "'dpm_solver' has steps of its own")
+
+
+@dataclass(frozen=True)
+class InitImage:
+    """The picture that img2img starts from; `strength` 1.0 starts from the noisiest step, little of it remains."""
+
+    path: str
+    sha256: str
+    strength: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.strength <= 1.0:
+            raise RequestError(f"strength must be above 0 and at most 1, got {self.strength}")
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One picture, wholly described: the same request gives the same picture, in whatever batch or shard it is made."""
+
+    prompt: str
+    negative_prompt: str = ""
+    seed: int = 42
+    height: int = 512
+    width: int = 512
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    init: Optional[InitImage] = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < SEED_LIMIT:
+            raise RequestError(f"seed must be in 0..{SEED_LIMIT - 1}, got {self.seed}")
+        check_size("height", self.height)
+        check_size("width", self.width)
+
+    @property
+    def request_id(self) -> str:
+        """16 hex digits that change when, and only when, a field changes; an init image counts by its content."""
+        values = to_json(self)
+        if values["init"] is not None:
+            del values["init"]["path"]
+        text = json.dumps(values, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """What a worker writes down about one planned image once its file is whole. `seconds` is its share of the batch."""
+
+    index: int
+    request_id: str
+    file: str
+    sha256: str
+    prompt: str
+    seed: int
+    flagged: bool
+    seconds: float
+    device: str
+    worker: str
+
+
+def check_size(name: str, value: int, multiple: int = SIZE_MULTIPLE) -> None:
+    """Refuse a side in pixels that the model cannot make, and name the nearest one that it can."""
+    if value % multiple or not multiple <= value <= SIZE_LIMIT:
+        nearest = min(max(round(value / multiple), 1) * multiple, SIZE_LIMIT)
+        raise RequestError(f"{name} must be a multiple of {multiple} px, at most {SIZE_LIMIT}, got {value}; try {nearest}")
+
+
+def to_json(request: GenerationRequest) -> Dict[str, Any]:
+    """Plain values that json can write; `from_json` reads them back to an equal request."""
+    return asdict(request, dict_factory=_plain)
+
+
+def from_json(values: Dict[str, Any]) -> GenerationRequest:
+    """The request that `to_json` wrote."""
+    values = dict(values)
+    sampler = dict(values.pop("sampler"))
+    sampler["name"] = SamplerName(sampler["name"])
+    sampler["schedule"] = Spacing(sampler["schedule"])
+    init = values.pop("init")
+    return GenerationRequest(
+        sampler=SamplerConfig(**sampler), init=None if init is None else InitImage(**init), **values
+    )
+
+
+def _plain(pairs: Any) -> Dict[str, Any]:
+    return {key: value.value if isinstance(value, enum.Enum) else value for key, value in pairs}
