@@ -1,0 +1,138 @@
+"""Results on the disk are whole or absent, never overwritten, and a failure names the file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from ldm.errors import OutputError
+from ldm.inference import files
+from ldm.inference.files import NumberedFiles, make_folder, sha256_of, write_atomically
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 64 KiB with 4 KiB left; only root may mount one."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs is not permitted here")
+    try:
+        (folder / "ballast").write_bytes(b"\0" * (60 * 1024))
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_written_whole_into_a_new_folder(tmp_path):
+    write_atomically(tmp_path / "a" / "b" / "x.bin", b"whole")
+    assert (tmp_path / "a" / "b" / "x.bin").read_bytes() == b"whole"
+    assert names(tmp_path / "a" / "b") == ["x.bin"]
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path):
+    path = tmp_path / "x.bin"
+    write_atomically(path, b"old")
+    with path.open("rb") as reader:
+        write_atomically(path, b"new")
+        assert reader.read() == b"old", "who had the old file open goes on reading the old file"
+    assert path.read_bytes() == b"new"
+
+
+def test_a_result_is_readable_by_whom_the_umask_lets(tmp_path):
+    umask = os.umask(0o022)
+    try:
+        write_atomically(tmp_path / "x.bin", b"x")
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "x.bin").stat().st_mode & 0o777 == 0o644
+
+
+def test_numbers_start_at_zero_and_count_up(tmp_path):
+    samples = NumberedFiles(tmp_path / "samples", "{:05}.png")
+    assert [samples.write(b"x").name for _ in range(3)] == ["00000.png", "00001.png", "00002.png"]
+
+
+def test_numbers_go_on_above_the_highest_whatever_was_deleted(tmp_path):
+    for name in ["00000.png", "00007.png", "00009.txt", "100.png.bak", "grid-0044.png"]:
+        (tmp_path / name).write_bytes(b"old")
+    assert NumberedFiles(tmp_path, "{:05}.png").write(b"new").name == "00008.png"
+    assert NumberedFiles(tmp_path, "grid-{:04}.png").write(b"new").name == "grid-0045.png"
+
+
+def test_a_number_that_another_process_took_meanwhile_is_stepped_over(tmp_path):
+    first, second = NumberedFiles(tmp_path, "{:05}.png"), NumberedFiles(tmp_path, "{:05}.png")
+    assert first.write(b"first").name == "00000.png"
+    assert second.write(b"second").name == "00001.png"
+    assert (tmp_path / "00000.png").read_bytes() == b"first"
+
+
+def test_names_are_taken_exclusively_without_hard_links_too(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(files.os, "link", refuse)
+    first, second = NumberedFiles(tmp_path, "{:05}.png"), NumberedFiles(tmp_path, "{:05}.png")
+    first.write(b"first")
+    second.write(b"second")
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [b"first", b"second"]
+
+
+def test_processes_that_write_side_by_side_lose_nothing(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from ldm.inference.files import NumberedFiles\n"
+        "out = NumberedFiles(Path(sys.argv[1]), '{:05}.png')\n"
+        "for i in range(25): out.write(f'{sys.argv[2]} {i}'.encode())"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(who)]) for who in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert names(tmp_path) == [f"{number:05}.png" for number in range(75)]
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 75
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(full_disk):
+    before = names(full_disk)
+    with pytest.raises(OutputError, match=r"cannot write .*x\.png: No space left on device; free some space"):
+        write_atomically(full_disk / "x.png", b"\1" * 50_000)
+    with pytest.raises(OutputError, match=r"cannot write .*00000\.png: No space left on device"):
+        NumberedFiles(full_disk, "{:05}.png").write(b"\1" * 50_000)
+    assert names(full_disk) == before
+
+
+def test_a_full_disk_keeps_the_file_that_was_there(full_disk):
+    (full_disk / "x.png").write_bytes(b"old")
+    with pytest.raises(OutputError):
+        write_atomically(full_disk / "x.png", b"\1" * 50_000)
+    assert (full_disk / "x.png").read_bytes() == b"old"
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "out").write_bytes(b"")
+    with pytest.raises(OutputError, match="a file stands where a folder must be"):
+        make_folder(tmp_path / "out")
+    with pytest.raises(OutputError, match="a file stands where a folder must be"):
+        make_folder(tmp_path / "out" / "samples")
+
+
+def test_a_folder_that_refuses_writing_is_found_before_the_work(tmp_path):
+    with pytest.raises(OutputError, match="cannot write /proc/1/outputs: "):
+        make_folder(Path("/proc/1/outputs"))
+    assert make_folder(tmp_path / "new") == tmp_path / "new"
+    assert names(tmp_path / "new") == []
+
+
+def test_sha256_is_that_of_the_content(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
