@@ -1,0 +1,61 @@
+"""One step of each sampler, as pure functions in the papers' letters.
+
+x (B,C,h,w) is the noisy latent, `noise` the estimate of the noise in it, `clean` of what is left without it. alpha is
+the signal power at x, alpha_next after the step: x = sqrt(alpha) * clean + sqrt(1 - alpha) * noise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Sequence
+
+from torch import Tensor
+
+# Adams-Bashforth weights, newest first: row n is used once n + 1 noise estimates are known (PLMS, Liu et al. 2022, eq. 12).
+ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+def add_noise(clean: Tensor, noise: Tensor, alpha: float) -> Tensor:
+    """x at signal power alpha (DDPM eq. 4)."""
+    return math.sqrt(alpha) * clean + math.sqrt(1 - alpha) * noise
+
+
+def clean_estimate(x: Tensor, noise: Tensor, alpha: float) -> Tensor:
+    """What x would be without its noise (DDIM eq. 9)."""
+    return (x - math.sqrt(1 - alpha) * noise) / math.sqrt(alpha)
+
+
+def follow(x: Tensor, noise: Tensor, alpha: float, alpha_next: float, sigma: float = 0.0) -> Tensor:
+    """x at alpha_next along a noise estimate, leaving room for fresh noise of deviation sigma (DDIM eq. 12)."""
+    clean = clean_estimate(x, noise, alpha)
+    return math.sqrt(alpha_next) * clean + math.sqrt(1 - alpha_next - sigma**2) * noise
+
+
+def adams_bashforth(history: Sequence[Tensor]) -> Tensor:
+    """The noise to follow, from up to four estimates, newest first."""
+    weights = ADAMS_BASHFORTH[min(len(history), 4) - 1]
+    return sum(weight * noise for weight, noise in zip(weights, history))  # type: ignore[return-value]  # never empty
+
+
+def half_log_snr(alpha: float) -> float:
+    """lambda = log(sqrt(alpha) / sqrt(1 - alpha)), in which DPM-Solver's steps are measured (Lu et al. 2022a, eq. 3.2)."""
+    return 0.5 * (math.log(alpha) - math.log1p(-alpha))
+
+
+def dpm_solver_2m(x: Tensor, clean: Sequence[Tensor], alphas: Sequence[float], alpha_next: float) -> Tensor:
+    """x at alpha_next by DPM-Solver++ (Lu et al. 2022b, algorithm 2).
+
+    `clean` are one or two estimates of the clean latent, newest first, made at `alphas`; one makes it first order.
+    """
+    h = half_log_snr(alpha_next) - half_log_snr(alphas[0])
+    towards = clean[0]
+    if len(clean) > 1:
+        r = (half_log_snr(alphas[0]) - half_log_snr(alphas[1])) / h
+        towards = clean[0] + (clean[0] - clean[1]) / (2 * r)
+    shrink = math.sqrt((1 - alpha_next) / (1 - alphas[0]))
+    return shrink * x - math.sqrt(alpha_next) * math.expm1(-h) * towards

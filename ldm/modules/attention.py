@@ -1,0 +1,128 @@
+"""Attention over the places of a feature map and over the words of a prompt.
+
+Shapes: B batch, N query places, M key places (N, or L words), C channels, D text width; heads split C.
+Module names are the names of the tensors in an SD v1 checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Scores of one slice, in elements: bounds the memory of attention where torch has no fused kernel.
+SLICE_ELEMENTS = 2**26
+
+_HAS_FUSED_KERNEL = hasattr(functional, "scaled_dot_product_attention")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for q (B,heads,N,d), k and v (B,heads,M,d) (Vaswani et al. 2017, eq. 1)."""
+    if _HAS_FUSED_KERNEL:
+        return functional.scaled_dot_product_attention(q, k, v)
+    return attend_in_slices(q, k, v)
+
+
+def attend_in_slices(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same sum with plain operators, a slice of the query places at a time."""
+    batch, heads, _, width = q.shape
+    rows = max(1, SLICE_ELEMENTS // (batch * heads * k.shape[2]))
+    keys = k.transpose(-1, -2) * width**-0.5
+    return torch.cat([(part @ keys).softmax(dim=-1) @ v for part in q.split(rows, dim=2)], dim=2)
+
+
+class GEGLU(nn.Module):
+    """Half of a projection gates the other through GELU (Shazeer 2020)."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim_in, dim_out * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * functional.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """(B,N,C) -> (B,N,C) through four times the width."""
+
+    def __init__(self, dim: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(dim, dim * 4), nn.Dropout(dropout), nn.Linear(dim * 4, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class CrossAttention(nn.Module):
+    """Queries from x (B,N,C); keys and values from context (B,M,D), or from x itself where there is none."""
+
+    def __init__(self, query_dim: int, *, context_dim: Optional[int] = None, heads: int, dim_head: int,
+                 dropout: float = 0.0) -> None:
+        super().__init__()
+        inner = heads * dim_head
+        context_dim = query_dim if context_dim is None else context_dim
+        self.heads = heads
+        self.to_q = nn.Linear(query_dim, inner, bias=False)
+        self.to_k = nn.Linear(context_dim, inner, bias=False)
+        self.to_v = nn.Linear(context_dim, inner, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(inner, query_dim), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor, context: Optional[Tensor] = None) -> Tensor:
+        context = x if context is None else context
+        q, k, v = (self._split(t) for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        out = attend(q, k, v)
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, x.shape[2] // self.heads)).transpose(1, 2)
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, attention over the words, feed-forward; each on the normalised input, each added to it."""
+
+    def __init__(self, dim: int, *, heads: int, dim_head: int, context_dim: Optional[int], dropout: float) -> None:
+        super().__init__()
+        self.attn1 = CrossAttention(dim, heads=heads, dim_head=dim_head, dropout=dropout)
+        self.ff = FeedForward(dim, dropout=dropout)
+        self.attn2 = CrossAttention(dim, context_dim=context_dim, heads=heads, dim_head=dim_head, dropout=dropout)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, context: Optional[Tensor] = None) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """A feature map (B,C,h,w) seen as h*w tokens, with the prompt (B,L,D) as context; added to its input."""
+
+    def __init__(self, in_channels: int, n_heads: int, d_head: int, *, depth: int = 1, dropout: float = 0.0,
+                 context_dim: Optional[int] = None) -> None:
+        super().__init__()
+        inner = n_heads * d_head
+        self.norm = nn.GroupNorm(32, in_channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(in_channels, inner, 1)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(inner, heads=n_heads, dim_head=d_head, context_dim=context_dim, dropout=dropout)
+            for _ in range(depth)
+        )
+        self.proj_out = zeroed(nn.Conv2d(inner, in_channels, 1))
+
+    def forward(self, x: Tensor, context: Optional[Tensor] = None) -> Tensor:
+        height, width = x.shape[2:]
+        tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, (height, width)))
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """The module with all weights zero: a new residual branch that adds nothing until it is trained."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module

@@ -1,0 +1,214 @@
+"""The two halves of the first stage: Encoder, image (B,3,H,W) to latent moments; Decoder, latent to image.
+
+Each level but the last halves (doubles) the size. Module names are the names of the tensors in a checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ldm.errors import ConfigError
+from ldm.modules.attention import attend
+
+
+class Upsample(nn.Module):
+    """Twice the size by repeating pixels, then a 3x3 convolution unless `with_conv` is off."""
+
+    def __init__(self, channels: int, *, with_conv: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if with_conv else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Downsample(nn.Module):
+    """Half the size. The strided convolution is padded on the right and at the bottom only, as SD v1 was trained."""
+
+    def __init__(self, channels: int, *, with_conv: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2) if with_conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.conv is None:
+            return functional.avg_pool2d(x, 2)
+        return self.conv(functional.pad(x, (0, 1, 0, 1)))
+
+
+class ResnetBlock(nn.Module):
+    """Two normalised convolutions, added to the input."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = _norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = _norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(functional.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(functional.silu(self.norm2(h))))
+        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+
+
+class AttnBlock(nn.Module):
+    """Self-attention over all places with one head, added to the input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (conv(h).flatten(2).transpose(1, 2)[:, None] for conv in (self.q, self.k, self.v))
+        return x + self.proj_out(attend(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape))
+
+
+def make_attn(channels: int, attn_type: str) -> nn.Module:
+    """The block that an `attn_type` of the schema names."""
+    if attn_type == "vanilla":
+        return AttnBlock(channels)
+    if attn_type == "none":
+        return nn.Identity()
+    raise ConfigError(f"ddconfig attn_type must be 'vanilla' or 'none', got {attn_type!r}")
+
+
+class Encoder(nn.Module):
+    """Image (B,in_channels,H,W) to moments (B,2*z_channels,h,w). Parameters as the schema's `ddconfig` names them."""
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        out_ch: int,
+        num_res_blocks: int,
+        in_channels: int,
+        z_channels: int,
+        resolution: int,
+        attn_resolutions: Sequence[int] = (),
+        ch_mult: Sequence[int] = (1, 2, 4, 8),
+        dropout: float = 0.0,
+        resamp_with_conv: bool = True,
+        double_z: bool = True,
+        attn_type: str = "vanilla",
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        channels = ch
+        for level, mult in enumerate(ch_mult):
+            attends = resolution // 2**level in attn_resolutions
+            stage = _Stage()
+            for _ in range(num_res_blocks):
+                stage.append(channels, ch * mult, dropout, attn_type if attends else None)
+                channels = ch * mult
+            if level != len(ch_mult) - 1:
+                stage.downsample = Downsample(channels, with_conv=resamp_with_conv)
+            self.down.append(stage)
+        self.mid = _Middle(channels, dropout, attn_type)
+        self.norm_out = _norm(channels)
+        self.conv_out = nn.Conv2d(channels, 2 * z_channels if double_z else z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for stage in self.down:
+            h = stage(h)
+            if hasattr(stage, "downsample"):
+                h = stage.downsample(h)
+        return self.conv_out(functional.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """Latent (B,z_channels,h,w) to image (B,out_ch,H,W). Parameters as the schema's `ddconfig` names them."""
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        out_ch: int,
+        num_res_blocks: int,
+        in_channels: int,
+        z_channels: int,
+        resolution: int,
+        attn_resolutions: Sequence[int] = (),
+        ch_mult: Sequence[int] = (1, 2, 4, 8),
+        dropout: float = 0.0,
+        resamp_with_conv: bool = True,
+        double_z: bool = True,
+        attn_type: str = "vanilla",
+        tanh_out: bool = False,
+    ) -> None:
+        super().__init__()
+        self.tanh_out = tanh_out
+        channels = ch * ch_mult[-1]
+        self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
+        self.mid = _Middle(channels, dropout, attn_type)
+        stages = []
+        for level, mult in reversed(list(enumerate(ch_mult))):
+            attends = resolution // 2**level in attn_resolutions
+            stage = _Stage()
+            for _ in range(num_res_blocks + 1):
+                stage.append(channels, ch * mult, dropout, attn_type if attends else None)
+                channels = ch * mult
+            if level:
+                stage.upsample = Upsample(channels, with_conv=resamp_with_conv)
+            stages.insert(0, stage)
+        self.up = nn.ModuleList(stages)
+        self.norm_out = _norm(channels)
+        self.conv_out = nn.Conv2d(channels, out_ch, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(z))
+        for stage in reversed(self.up):
+            h = stage(h)
+            if hasattr(stage, "upsample"):
+                h = stage.upsample(h)
+        image = self.conv_out(functional.silu(self.norm_out(h)))
+        return torch.tanh(image) if self.tanh_out else image
+
+
+class _Stage(nn.Module):
+    """One level: residual blocks, each followed by attention if the level has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleList()
+        self.attn = nn.ModuleList()
+
+    def append(self, channels: int, out_channels: int, dropout: float, attn_type: Any) -> None:
+        self.block.append(ResnetBlock(channels, out_channels, dropout=dropout))
+        if attn_type is not None:
+            self.attn.append(make_attn(out_channels, attn_type))
+
+    def forward(self, h: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            h = block(h)
+            if len(self.attn):
+                h = self.attn[i](h)
+        return h
+
+
+class _Middle(nn.Module):
+    def __init__(self, channels: int, dropout: float, attn_type: str) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, dropout=dropout)
+        self.attn_1 = make_attn(channels, attn_type)
+        self.block_2 = ResnetBlock(channels, channels, dropout=dropout)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(h)))
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)

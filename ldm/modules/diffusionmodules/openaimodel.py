@@ -1,0 +1,211 @@
+"""The U-Net of SD v1: noise (B,4,h,w) predicted from a noisy latent (B,4,h,w), timesteps (B,) and text (B,L,D).
+
+Down through `channel_mult` levels, a middle, and up again; every block on the way up also gets the map that the
+block opposite made on the way down. Module names are the names of the tensors in a checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Any, List, Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ldm.errors import ConfigError
+from ldm.modules.attention import SpatialTransformer, zeroed
+from ldm.modules.diffusionmodules.util import timestep_embedding
+
+
+class Upsample(nn.Module):
+    """Twice the size, or just the size asked for, by repeating pixels; then a 3x3 convolution."""
+
+    def __init__(self, channels: int, *, use_conv: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else None
+
+    def forward(self, x: Tensor, size: Optional[Sequence[int]] = None) -> Tensor:
+        size = [2 * side for side in x.shape[2:]] if size is None else list(size)
+        x = functional.interpolate(x, size=size, mode="nearest")
+        return x if self.conv is None else self.conv(x)
+
+
+class Downsample(nn.Module):
+    """Half the size, an odd side rounded up, by a strided convolution or by averaging."""
+
+    def __init__(self, channels: int, *, use_conv: bool) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with the timestep code (B,E) added, or as scale and shift, between them; added to the input."""
+
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        out_channels: int,
+        *,
+        dropout: float = 0.0,
+        use_scale_shift_norm: bool = False,
+        resample: Optional[nn.Module] = None,
+    ) -> None:
+        super().__init__()
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.resample = resample
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if use_scale_shift_norm else out_channels)
+        )
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(32, out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        same = channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        norm, silu, conv = self.in_layers
+        h = silu(norm(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = conv(h)
+        code = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
+        if self.use_scale_shift_norm:
+            scale, shift = code.chunk(2, dim=1)
+            h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
+        else:
+            h = self.out_layers(h + code)
+        return self.skip_connection(x) + h
+
+
+class TimestepEmbedSequential(nn.Sequential):
+    """Hands the timestep code and the text to those of its layers that take them."""
+
+    def forward(  # type: ignore[override]  # Sequential.forward takes one input
+        self, x: Tensor, emb: Tensor, context: Optional[Tensor], size: Optional[Sequence[int]] = None
+    ) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context)
+            elif isinstance(layer, Upsample):
+                x = layer(x, size)
+            else:
+                x = layer(x)
+        return x
+
+
+class UNetModel(nn.Module):
+    """Parameters as the CompVis schema names them.
+
+    `attention_resolutions` are factors of downsampling (1, 2, 4 ...) at which the text is attended to. `image_size`,
+    `use_checkpoint` and `legacy` are accepted for the schema's sake and change nothing: any size runs, memory for
+    gradients is not traded here, and head widths always follow from the channels, as with every text-conditioned config.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Sequence[int],
+        image_size: Any = None,
+        dropout: float = 0.0,
+        channel_mult: Sequence[int] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        use_checkpoint: bool = False,
+        num_heads: int = -1,
+        num_head_channels: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_spatial_transformer: bool = False,
+        transformer_depth: int = 1,
+        context_dim: Optional[int] = None,
+        legacy: bool = True,
+    ) -> None:
+        super().__init__()
+        if attention_resolutions and not use_spatial_transformer:
+            raise ConfigError("unet_config needs use_spatial_transformer: True; networks without text are not built here")
+        if (num_heads == -1) == (num_head_channels == -1):
+            raise ConfigError("unet_config needs one of num_heads and num_head_channels, "
+                              f"got {num_heads} and {num_head_channels}")
+        self.in_channels, self.out_channels, self.model_channels = in_channels, out_channels, model_channels
+        emb = model_channels * 4
+        self.time_embed = nn.Sequential(nn.Linear(model_channels, emb), nn.SiLU(), nn.Linear(emb, emb))
+
+        def res_block(channels: int, out: int, resample: Optional[nn.Module] = None) -> ResBlock:
+            return ResBlock(channels, emb, out, dropout=dropout, use_scale_shift_norm=use_scale_shift_norm,
+                            resample=resample)
+
+        def transformer(channels: int) -> SpatialTransformer:
+            heads = channels // num_head_channels if num_heads == -1 else num_heads
+            # The schema's dropout reaches the residual blocks alone.
+            return SpatialTransformer(channels, heads, channels // heads, depth=transformer_depth,
+                                      context_dim=context_dim)
+
+        def resize(channels: int, kind: Any) -> nn.Module:
+            if resblock_updown:
+                return res_block(channels, channels, resample=kind(channels, use_conv=False))
+            return kind(channels, use_conv=conv_resample)
+
+        channels = model_channels
+        self.input_blocks = nn.ModuleList(
+            [TimestepEmbedSequential(nn.Conv2d(in_channels, model_channels, 3, padding=1))]
+        )
+        skips = [channels]
+        for level, mult in enumerate(channel_mult):
+            for _ in range(num_res_blocks):
+                layers: List[nn.Module] = [res_block(channels, mult * model_channels)]
+                channels = mult * model_channels
+                if 2**level in attention_resolutions:
+                    layers.append(transformer(channels))
+                self.input_blocks.append(TimestepEmbedSequential(*layers))
+                skips.append(channels)
+            if level != len(channel_mult) - 1:
+                self.input_blocks.append(TimestepEmbedSequential(resize(channels, Downsample)))
+                skips.append(channels)
+
+        self.middle_block = TimestepEmbedSequential(
+            res_block(channels, channels), transformer(channels), res_block(channels, channels)
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for i in range(num_res_blocks + 1):
+                layers = [res_block(channels + skips.pop(), mult * model_channels)]
+                channels = mult * model_channels
+                if 2**level in attention_resolutions:
+                    layers.append(transformer(channels))
+                if level and i == num_res_blocks:
+                    layers.append(resize(channels, Upsample))
+                self.output_blocks.append(TimestepEmbedSequential(*layers))
+
+        self.out = nn.Sequential(
+            nn.GroupNorm(32, channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
+        )
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Optional[Tensor] = None) -> Tensor:
+        code = timestep_embedding(timesteps, self.model_channels)
+        emb = self.time_embed(code.to(self.time_embed[0].weight.dtype))
+        skips: List[Tensor] = []
+        h = x
+        for block in self.input_blocks:
+            h = block(h, emb, context)
+            skips.append(h)
+        h = self.middle_block(h, emb, context)
+        for block in self.output_blocks:
+            h = torch.cat([h, skips.pop()], dim=1)
+            # The next map on the way down gives the size: a side that was odd there comes back odd.
+            h = block(h, emb, context, skips[-1].shape[2:] if skips else None)
+        return self.out(h)

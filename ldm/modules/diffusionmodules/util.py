@@ -1,0 +1,22 @@
+"""What tells the network how noisy its input is."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: int = 10000) -> Tensor:
+    """(B,) timesteps, whole or not, to (B,dim): cosines then sines of geometrically spaced frequencies.
+
+    The sinusoidal position code of Vaswani et al. 2017, section 3.5. An odd dim ends with a zero.
+    """
+    half = dim // 2
+    frequencies = torch.exp(
+        torch.arange(half, dtype=torch.float32, device=timesteps.device) * (-math.log(max_period) / half)
+    )
+    angles = timesteps[:, None].float() * frequencies
+    code = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return torch.nn.functional.pad(code, (0, dim - 2 * half))
