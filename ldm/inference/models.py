@@ -1,0 +1,154 @@
+"""The models by name: where their files are looked for, and what sizes a config asks for.
+
+Relative names count from the working directory, then from the project root, so that commands work from anywhere.
+No torch in here: a login node plans with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Sequence, Tuple
+
+from ldm.errors import ConfigError, RequestError, WeightsError
+from ldm.inference.spec import SIZE_MULTIPLE
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model that has a name. `checkpoints`: the first that is there is read. `safety_checker`: None needs none."""
+
+    name: str
+    config: str
+    checkpoints: Tuple[str, ...]
+    safety_checker: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of a model, found on this machine. `name` is what is written into pictures."""
+
+    name: str
+    config: Path
+    checkpoint: Path
+    safety_checker: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A latent has `channels` and is `factor` times smaller than the picture; `size` is the one trained for, in pixels."""
+
+    channels: int
+    factor: int
+    size: int
+
+    @property
+    def size_multiple(self) -> int:
+        """Sides of a picture are multiples of this many pixels."""
+        return max(self.factor, SIZE_MULTIPLE)
+
+
+SAFETY_CHECKER = "models/stable-diffusion-safety-checker"
+
+SD_V1 = ModelEntry(
+    name="sd-v1",
+    config="configs/stable-diffusion/v1-inference.yaml",
+    checkpoints=(
+        "models/ldm/stable-diffusion-v1/model.safetensors",
+        "models/ldm/stable-diffusion-v1/model.ckpt",
+        "models/stable-diffusion-v-1-4-original/sd-v1-4.ckpt",
+    ),
+    safety_checker=SAFETY_CHECKER,
+)
+# Trained on pictures of emoji alone, so there is nothing for a checker to find.
+EMOJI_V1 = ModelEntry(
+    name="emoji-v1", config="configs/emoji/v1.yaml", checkpoints=("models/emoji-v1/model.safetensors",)
+)
+LAION_400M = ModelEntry(
+    name="laion400m",
+    config="configs/latent-diffusion/txt2img-1p4B-eval.yaml",
+    checkpoints=("models/ldm/text2img-large/model.ckpt",),
+    safety_checker=SAFETY_CHECKER,
+)
+
+MODELS = {entry.name: entry for entry in (SD_V1, EMOJI_V1)}
+SHIPPED = EMOJI_V1
+
+
+def entry_named(name: str) -> ModelEntry:
+    """The model of this name; RequestError names those that there are."""
+    if name not in MODELS:
+        raise RequestError(
+            f"model must be one of {', '.join(MODELS)}, got {name!r}; "
+            "another model is given by its files, config and checkpoint"
+        )
+    return MODELS[name]
+
+
+def find_files(entry: ModelEntry, *, config: Optional[str] = None, checkpoint: Optional[str] = None) -> ModelFiles:
+    """The files of `entry` on this machine, `config` and `checkpoint` taking the place of its own.
+
+    Raises ConfigError or WeightsError, which say where was looked and what to do.
+    """
+    found_config = find_file([config or entry.config])
+    if found_config is None:
+        raise ConfigError(
+            f"no config of {entry.name}: looked for {_looked_for([config or entry.config])}; give --config FILE"
+        )
+    wanted = [checkpoint] if checkpoint else list(entry.checkpoints)
+    found = find_file(wanted)
+    if found is None:
+        raise WeightsError(f"no weights of {entry.name}: looked for {_looked_for(wanted)}; {_remedy(entry)}")
+    name = Path(checkpoint).stem if checkpoint else entry.name
+    return ModelFiles(name=name, config=found_config, checkpoint=found, safety_checker=entry.safety_checker)
+
+
+def find_file(names: Sequence[str], *, folder: bool = False) -> Optional[Path]:
+    """The first of `names` that is there; one below the working directory stays relative, as it was typed."""
+    for name in names:
+        for path in (Path(name).expanduser(), PROJECT_ROOT / Path(name).expanduser()):
+            if path.is_dir() if folder else path.is_file():
+                return path
+    return None
+
+
+def read_shape(config: Path) -> ModelShape:
+    """What sizes the model of this YAML works on; ConfigError where the YAML does not say."""
+    params = _subtree(_load_yaml(config), "model.params", config)
+    channel_mult = _subtree(params, "first_stage_config.params.ddconfig.ch_mult", config)
+    factor = 2 ** (len(channel_mult) - 1)
+    size = int(_subtree(params, "image_size", config)) * factor
+    return ModelShape(channels=int(_subtree(params, "channels", config)), factor=factor, size=size)
+
+
+def _load_yaml(path: Path) -> Any:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]  # its stubs are one more package
+
+    try:
+        return OmegaConf.load(path)
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} must be a YAML file: {reason}") from error
+
+
+def _subtree(node: Any, dotted: str, path: Path) -> Any:
+    for key in dotted.split("."):
+        node = node.get(key) if hasattr(node, "get") else None
+        if node is None:
+            raise ConfigError(f"{path} must have the key {key!r} of {dotted}; see {SD_V1.config}")
+    return node
+
+
+def _looked_for(names: Sequence[str]) -> str:
+    roots = dict.fromkeys([str(Path.cwd()), str(PROJECT_ROOT)])
+    return f"{' and '.join(names)} in {' and in '.join(roots)}"
+
+
+def _remedy(entry: ModelEntry) -> str:
+    if entry is SHIPPED:
+        return "it comes with the project: git checkout models/emoji-v1"
+    return f"put the file there, name another with --ckpt FILE, or take the model that is here: --model {SHIPPED.name}"
