@@ -38,7 +38,7 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A latent has `channels` and is `factor` times smaller than the picture; `size` is the one trained for, in pixels."""
+    """A latent has `channels`, and sides `factor` times shorter than the picture's. `size`: trained for, in pixels."""
 
     channels: int
     factor: int
