@@ -1,0 +1,68 @@
+# One way in, for people and for CI. Recipes are short; longer shell is in tools/, where shellcheck reads it.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+export PYTHON ?= python3
+export PYTHON38 ?= python3.8
+export TORCH ?=
+PROMPTS ?= examples/prompts.txt
+MODEL ?= emoji-v1
+
+IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
+SHELL_FILES = $(shell git ls-files '*.sh' .ci/run)
+
+.PHONY: help run test test-quick lint type format check golden bench test-dtk2210 clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+	@echo "Variables: PYTHON=$(PYTHON) TORCH='torch==...' PROMPTS=$(PROMPTS) MODEL=$(MODEL)"
+
+run: .venv/run.stamp  ## prompts to pictures with the model that ships here, on a fresh machine
+	$(IN_VENV) python -m jobs submit $(PROMPTS) cluster=local model=$(MODEL)
+
+test: .venv/test.stamp  ## every test, on a real Slurm cluster too; installs the packages they need when it may
+	tools/apt.sh tests/apt-packages.txt
+	$(IN_VENV) pytest -m "" -rs
+
+test-quick: .venv/test.stamp  ## the tests that need no cluster and little time
+	$(IN_VENV) pytest
+
+lint: .venv/test.stamp  ## ruff and shellcheck
+	$(IN_VENV) ruff check .
+	$(IN_VENV) ruff format --check .
+	$(IN_VENV) shellcheck $(SHELL_FILES)
+
+type: .venv/test.stamp  ## mypy
+	$(IN_VENV) mypy
+
+format: .venv/test.stamp  ## rewrite the Python files in ruff's format
+	$(IN_VENV) ruff check --fix .
+	$(IN_VENV) ruff format .
+
+check: lint type test-quick  ## what must pass before a commit
+
+golden: .venv/test.stamp  ## rewrite the golden files of generated text; read the diff
+	UPDATE_GOLDEN=1 $(IN_VENV) pytest -k golden
+
+bench: .venv/test.stamp  ## measure loading and generating on this machine
+	for script in benchmarks/*.py; do $(IN_VENV) python "$$script"; done
+
+test-dtk2210: .venv-dtk2210/test.stamp  ## unit and parity tests on Python 3.8 and torch 1.10, the platform of DTK 22.10
+	tools/test_dtk2210.sh
+
+clean:  ## remove the virtual environments and caches; pictures stay
+	rm -rf .venv .venv-dtk2210 .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+
+.venv/run.stamp: pyproject.toml requirements/tested.txt tools/venv.sh
+	tools/venv.sh run
+	touch $@
+
+.venv/test.stamp: pyproject.toml requirements/tested.txt requirements/torch.txt tools/venv.sh
+	tools/venv.sh test
+	touch .venv/run.stamp $@
+
+.venv-dtk2210/test.stamp: requirements/dtk2210.txt tests/dtk2210-requirements.txt
+	$(PYTHON38) -m venv .venv-dtk2210
+	.venv-dtk2210/bin/python -m pip install --no-deps --requirement tests/dtk2210-requirements.txt
+	touch $@

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Install Debian or Ubuntu packages that are not here yet, when we may:  tools/apt.sh [--required] PACKAGE|LIST-FILE...
+# Without the right to install it says what to type; that is an error with --required only.
+set -euo pipefail
+required=
+if [ "${1:-}" = --required ]; then
+  required=yes
+  shift
+fi
+
+names() {
+  local word
+  for word in "$@"; do
+    if [ -f "$word" ]; then sed 's/#.*//' "$word"; else echo "$word"; fi
+  done
+}
+
+missing=()
+for package in $(names "$@"); do
+  dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+  as_root=(sudo -n)
+fi
+install=(apt-get install --yes --no-install-recommends "${missing[@]}")
+if ! command -v apt-get >/dev/null || ! "${as_root[@]}" true 2>/dev/null; then
+  echo "Packages are missing and may not be installed from here. Type: sudo ${install[*]}" >&2
+  [ -z "$required" ] || exit 2
+  exit 0
+fi
+echo "Installing: ${missing[*]}"
+"${as_root[@]}" apt-get update --quiet
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive "${install[@]}"

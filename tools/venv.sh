@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Make or complete the virtual environment in .venv:  tools/venv.sh run|test
+#   run   what generating needs; torch without a card's libraries where pip can find such a build and no card is here
+#   test  everything that the tests, the linters and training need
+# PYTHON names the interpreter to start from. TORCH names what to install as torch, such as TORCH=torch==2.13.0.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+level=${1:-}
+python=.venv/bin/python
+
+make_venv() {
+  local base=${PYTHON:-python3}
+  if ! "$base" -c 'import sys; sys.exit(sys.version_info < (3, 8))'; then
+    echo "Python must be 3.8 or newer, found: $("$base" --version 2>&1); name another with PYTHON=..." >&2
+    exit 2
+  fi
+  "$base" -c 'import ensurepip, venv' 2>/dev/null || tools/apt.sh --required python3-venv
+  "$base" -m venv .venv
+}
+
+pip_install() {
+  "$python" -m pip install --disable-pip-version-check --constraint requirements/tested.txt "$@"
+}
+
+has_card() {
+  command -v nvidia-smi >/dev/null || command -v rocm-smi >/dev/null || command -v hy-smi >/dev/null
+}
+
+# The newest CPU build that pip's own configuration offers, a fifth of the full size; or nothing.
+cpu_build() {
+  "$python" -m pip index versions torch 2>/dev/null | grep -o '[0-9.]*+cpu' | head -n 1 | sed 's/^/torch==/' || true
+}
+
+install_for_run() {
+  local small=
+  if ! "$python" -c 'import torch' 2>/dev/null; then
+    has_card || small=$(cpu_build)
+    read -r -a torch <<<"${TORCH:-${small:-torch}}"
+    pip_install "${torch[@]}"
+  fi
+  pip_install --editable .
+}
+
+install_for_test() {
+  local -a torch=(--requirement requirements/torch.txt)
+  [ -z "${TORCH:-}" ] || read -r -a torch <<<"$TORCH"
+  pip_install "${torch[@]}" --editable '.[dev,eval,train]'
+}
+
+case $level in
+  run | test) ;;
+  *)
+    echo "usage: tools/venv.sh run|test, got '$level'" >&2
+    exit 2
+    ;;
+esac
+[ -x "$python" ] || make_venv
+"install_for_$level"
