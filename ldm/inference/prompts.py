@@ -1,0 +1,203 @@
+"""Prompt files: one prompt a line in `.txt`, one JSON object of request fields a line in `.jsonl`.
+
+Blank lines are skipped, in `.txt` also lines that begin with `#`. Picture number n, counted from 0 over the whole file,
+gets the first seed + n unless its line gives a seed; then the pictures of that line count from there. The text is UTF-8
+with or without a BOM, or GB18030 (of which GBK is a part), decided for the whole file. It is read as a stream: memory
+does not grow with the file. Every error names the file and the line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import logging
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+from ldm.errors import RequestError
+from ldm.inference.files import sha256_of
+from ldm.inference.spec import GenerationRequest, InitImage, SamplerName, Spacing
+
+log = logging.getLogger(__name__)
+
+Fields = Dict[str, Any]
+Digest = Callable[[Path], str]
+
+# The fields of a `.jsonl` line, and how an error calls the kind of value that each takes.
+TEXT, WHOLE, NUMBER = "a text", "a whole number", "a number"
+FIELDS = {
+    "prompt": TEXT,
+    "negative_prompt": TEXT,
+    "seed": WHOLE,
+    "height": WHOLE,
+    "width": WHOLE,
+    "steps": WHOLE,
+    "sampler": TEXT,
+    "schedule": TEXT,
+    "guidance_scale": NUMBER,
+    "eta": NUMBER,
+    "init": TEXT,
+    "strength": NUMBER,
+}
+PICTURE_FIELDS = ("prompt", "negative_prompt", "seed", "height", "width")
+SAMPLER_FIELDS = ("steps", "guidance_scale", "eta")
+DIGESTS_KEPT = 1024  # many lines start from few init images; each of those is read once
+
+
+def read_prompts(path: Path, template: GenerationRequest, images_per_prompt: int = 1) -> Iterator[GenerationRequest]:
+    """The pictures that a prompt file asks for, in its order; what a line does not say is taken from `template`.
+
+    Raises RequestError for a file that is missing, empty, neither UTF-8 nor GBK, or has a line that cannot be made.
+    """
+    digest = functools.lru_cache(maxsize=DIGESTS_KEPT)(sha256_of)
+    number = 0
+    for line, fields in _parsed_lines(path):
+        for copy in range(images_per_prompt):
+            seed = fields["seed"] + copy if "seed" in fields else template.seed + number
+            try:
+                request = build_request({**fields, "seed": seed}, template, path.parent, digest)
+            except RequestError as error:
+                raise RequestError(f"{path}:{line}: {error}") from error
+            yield request
+            number += 1
+    if number == 0:
+        raise RequestError(f"{path} must hold at least one prompt, found none; write one a line")
+
+
+def build_request(
+    fields: Fields, template: GenerationRequest, folder: Path, digest: Digest = sha256_of
+) -> GenerationRequest:
+    """`template` with the given fields in place of its own; an init image is looked for from `folder`, and digested."""
+    changes = {name: fields[name] for name in PICTURE_FIELDS if name in fields}
+    sampler = _sampler_changes(fields)
+    if sampler:
+        changes["sampler"] = dataclasses.replace(template.sampler, **sampler)
+    if "init" in fields or "strength" in fields:
+        changes["init"] = _init_image(fields, folder, digest)
+    return dataclasses.replace(template, **changes)
+
+
+def find_encoding(path: Path) -> str:
+    """The codec that reads the whole file: UTF-8, else GB18030. Raises RequestError naming the first line it cannot."""
+    line = _first_undecodable_line(path, "utf-8")
+    if line is None:
+        return "utf-8-sig"
+    if _first_undecodable_line(path, "gb18030") is not None:
+        raise RequestError(f"{path}:{line}: the text must be UTF-8 or GBK, this line is neither; save it as UTF-8")
+    log.warning("%s is not UTF-8 (line %d), so it is read as GBK", path, line)
+    return "gb18030"
+
+
+def _first_undecodable_line(path: Path, codec: str) -> Optional[int]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    line.decode(codec)
+                except UnicodeDecodeError:
+                    return number
+    except OSError as error:
+        raise RequestError(f"cannot read the prompts file {path}: {error.strerror}") from error
+    return None
+
+
+def _parsed_lines(path: Path) -> Iterator[Tuple[int, Fields]]:
+    parsers = {".txt": _parse_text, ".jsonl": _parse_json}
+    parse = parsers.get(path.suffix.lower())
+    if parse is None:
+        raise RequestError(f"a prompts file must end in .txt or .jsonl, got {path}")
+    with path.open(encoding=find_encoding(path)) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                fields = parse(line.strip())
+            except RequestError as error:
+                raise RequestError(f"{path}:{number}: {error}") from error
+            if fields is not None:
+                yield number, fields
+
+
+def _parse_text(line: str) -> Optional[Fields]:
+    if not line or line.startswith("#"):
+        return None
+    _check_text("prompt", line)
+    return {"prompt": line}
+
+
+def _parse_json(line: str) -> Optional[Fields]:
+    if not line:
+        return None
+    try:
+        fields = json.loads(line, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"must be one JSON object, but {error}") from error
+    if not isinstance(fields, dict):
+        raise RequestError(f'must be one JSON object such as {{"prompt": "a cat"}}, got {line[:40]}')
+    for name, value in fields.items():
+        _check_field(name, value)
+    if "prompt" not in fields:
+        raise RequestError("needs the field 'prompt'")
+    return fields
+
+
+def _without_repeats(pairs: List[Tuple[str, Any]]) -> Fields:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise RequestError(f"the field {next(name for name in fields if names.count(name) > 1)!r} stands there twice")
+    return fields
+
+
+def _check_field(name: str, value: Any) -> None:
+    if name not in FIELDS:
+        near = difflib.get_close_matches(name, FIELDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(FIELDS)}"
+        raise RequestError(f"there is no field {name!r}; {hint}")
+    kind = FIELDS[name]
+    fits = {
+        TEXT: isinstance(value, str),
+        WHOLE: isinstance(value, int) and not isinstance(value, bool),
+        NUMBER: isinstance(value, (int, float)) and not isinstance(value, bool),
+    }[kind]
+    if not fits:
+        raise RequestError(f"{name} must be {kind}, got {json.dumps(value, ensure_ascii=False)}")
+    if kind is TEXT:
+        _check_text(name, value)
+
+
+def _check_text(name: str, text: str) -> None:
+    """Refuse what no file or picture can carry: NUL, which is how UTF-16 looks, and half a surrogate pair."""
+    if "\0" in text:
+        raise RequestError(f"{name} holds a NUL character; if the file is UTF-16, save it as UTF-8")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{name} holds half a character at position {error.start}: {error.reason}") from error
+
+
+def _sampler_changes(fields: Fields) -> Dict[str, Any]:
+    changes = {name: fields[name] for name in SAMPLER_FIELDS if name in fields}
+    if "sampler" in fields:
+        changes["name"] = _member(SamplerName, "sampler", fields["sampler"])
+    if "schedule" in fields:
+        changes["schedule"] = _member(Spacing, "schedule", fields["schedule"])
+    return changes
+
+
+def _member(kind: Any, name: str, value: str) -> Any:
+    known = [member.value for member in kind]
+    if value not in known:
+        raise RequestError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    return kind(value)
+
+
+def _init_image(fields: Fields, folder: Path, digest: Digest) -> InitImage:
+    if "init" not in fields:
+        raise RequestError("strength needs the field 'init', the picture to start from")
+    path = (folder / fields["init"]).absolute()
+    strength = {"strength": fields["strength"]} if "strength" in fields else {}
+    try:
+        return InitImage(path=str(path), sha256=digest(path), **strength)
+    except OSError as error:
+        raise RequestError(f"cannot read the init image {path}: {error.strerror}") from error
