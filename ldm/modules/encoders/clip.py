@@ -81,8 +81,8 @@ class CausalSelfAttention(nn.Module):
         length = x.shape[1]
         future = torch.full((length, length), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + future
-        mixed = scores.softmax(dim=-1) @ v
-        return self.out_proj(mixed.transpose(1, 2).reshape(x.shape))
+        mixed: Tensor = self.out_proj((scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(x.shape))
+        return mixed
 
     def _split(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
@@ -168,8 +168,8 @@ class CLIPTextModel(nn.Module):
 def initialise(model: TextTransformer, dimensions: TextDimensions) -> None:
     """Draw weights fit for training from scratch; on the meta device this costs nothing.
 
-    Embeddings as in CLIP (std 0.02 for tokens, 0.01 for positions); matrices keep the variance of their input; the two that
-    write into the residual stream are scaled by 1 / sqrt(2 N) (GPT-2, Radford et al. 2019, section 2.3).
+    Embeddings as in CLIP (std 0.02 for tokens, 0.01 for positions); matrices keep the variance of their input; the two
+    that write into the residual stream are scaled by 1 / sqrt(2 N) (GPT-2, Radford et al. 2019, section 2.3).
     """
     nn.init.normal_(model.embeddings.token_embedding.weight, std=0.02)
     nn.init.normal_(model.embeddings.position_embedding.weight, std=0.01)

@@ -16,8 +16,8 @@ from ldm.modules.encoders.tokenizer import ClipTokenizer, find_tokenizer
 class FrozenCLIPEmbedder(nn.Module):
     """Prompts to the last hidden state of CLIP's text transformer.
 
-    version     a local folder with vocab.json and merges.txt; a hub id such as the default only names the model, and the
-                usual places are searched (`tokenizer.places`). Nothing is read before the first prompt, nothing is fetched.
+    version     a local folder with vocab.json and merges.txt; a hub id such as the default only names the model, and
+                the usual places are searched (`tokenizer.places`) at the first prompt. Nothing is fetched.
     device      accepted because configs carry it; the embedder works on the device that it has been moved to.
     max_length  tokens a prompt is padded or cut to.
     dimensions  fields of `TextDimensions`, for text encoders that are not ViT-L/14.
@@ -41,14 +41,12 @@ class FrozenCLIPEmbedder(nn.Module):
     @property
     def tokenizer(self) -> ClipTokenizer:
         """Found in the usual places at first use; `use_tokenizer` says otherwise. WeightsError where there is none."""
-        if self._tokenizer is None:
-            self.use_tokenizer(find_tokenizer(version=self.version))
-        assert self._tokenizer is not None
-        return self._tokenizer
+        return self._tokenizer or self.use_tokenizer(find_tokenizer(version=self.version))
 
-    def use_tokenizer(self, folder: Path) -> None:
-        """Read the tokenizer from this folder."""
+    def use_tokenizer(self, folder: Path) -> ClipTokenizer:
+        """Read the tokenizer from this folder, and keep it."""
         self._tokenizer = ClipTokenizer(folder, context=self.max_length)
+        return self._tokenizer
 
     def count_tokens(self, text: str) -> int:
         """Tokens in the text; those beyond `tokenizer.room` (75 for SD v1) do not reach the model."""

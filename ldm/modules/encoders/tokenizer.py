@@ -1,19 +1,25 @@
 """CLIP's byte-pair tokenizer from two local files, and where those files are looked for.
 
 No torch in here: a login node counts the tokens of a prompts file with it. Nothing is ever fetched.
+Equal to CLIPTokenizerFast and to the CLIPTokenizer of transformers 5. The slow CLIPTokenizer before that mends the text
+with ftfy first, or, where ftfy is absent, strips accents and splits signs: "it's" gets other tokens there.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any, List, Optional, Sequence, Tuple
 
-from ldm.errors import WeightsError
+from ldm.errors import RequestError, WeightsError
+
+log = logging.getLogger(__name__)
 
 FILES = ("vocab.json", "merges.txt")
 ENVIRONMENT_VARIABLE = "SDBATCH_CLIP"
-DEFAULT_FOLDER = Path("models/clip-vit-large-patch14")
+DEFAULT_FOLDER = "models/clip-vit-large-patch14"
+SHIPPED_FOLDER = "models/emoji-v1/tokenizer"
 PROJECT_ROOT = Path(__file__).resolve().parents[3]
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -24,42 +30,41 @@ WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p
 def find_tokenizer(
     asked: Optional[str] = None, *, version: Optional[str] = None, checkpoint: Optional[Path] = None
 ) -> Path:
-    """The folder that holds vocab.json and merges.txt; see `places` for the order. WeightsError lists what was tried."""
+    """The folder that holds vocab.json and merges.txt; `places` gives the order. WeightsError lists what was tried."""
     tried = places(asked, version=version, checkpoint=checkpoint)
-    for _, folder in tried:
+    for origin, folder in tried:
         if all((folder / name).is_file() for name in FILES):
+            log.debug("CLIP tokenizer from %s (%s)", folder, origin)
             return folder
     shown = "; ".join(f"{origin}: {folder}" for origin, folder in tried)
     raise WeightsError(
-        f"no CLIP tokenizer found: a folder with {' and '.join(FILES)} is needed (both are small files of "
-        f"openai/clip-vit-large-patch14), looked in {shown}; copy them to ./{DEFAULT_FOLDER} or give --clip FOLDER"
+        f"no CLIP tokenizer: a folder with {' and '.join(FILES)} (two small files of openai/clip-vit-large-patch14) is "
+        f"needed, looked in {shown}; copy them to {DEFAULT_FOLDER} or give --clip FOLDER"
     )
 
 
 def places(asked: Optional[str], *, version: Optional[str], checkpoint: Optional[Path]) -> List[Tuple[str, Path]]:
-    """What `find_tokenizer` looks at, first wins, each with where its name comes from.
+    """Where `find_tokenizer` looks, in order, each place with what names it.
 
-    A folder named by --clip or by SDBATCH_CLIP is the only place looked at: a slip there must not pass for another's files.
-    Then: `version` of the YAML when it is a folder, models/clip-vit-large-patch14, `tokenizer/` beside the checkpoint;
-    relative names from the working directory, then from the project root.
+    1. --clip, 2. the variable SDBATCH_CLIP: a folder named so is the only one looked at, lest a slip go unseen;
+    3. `version` of the YAML, 4. models/clip-vit-large-patch14, both from the working directory, then from the project
+    root; 5. `tokenizer/` beside the checkpoint; 6. the copy of CLIP's own table that ships with the project.
     """
     if asked:
         return [("--clip", Path(asked).expanduser())]
     from_environment = os.environ.get(ENVIRONMENT_VARIABLE)
     if from_environment:
         return [(ENVIRONMENT_VARIABLE, Path(from_environment).expanduser())]
-    found = [("version in the config", folder) for folder in _from_roots(Path(version or "")) if folder.is_dir()]
-    found = found if version else []
-    found += [("default", folder) for folder in _from_roots(DEFAULT_FOLDER)]
+    found = [("version in the config", folder) for folder in _from_both_roots(version)] if version else []
+    found += [("default", folder) for folder in _from_both_roots(DEFAULT_FOLDER)]
     if checkpoint is not None:
         found.append(("beside the checkpoint", Path(checkpoint).parent / "tokenizer"))
-    return found
+    return [*found, ("shipped", PROJECT_ROOT / SHIPPED_FOLDER)]
 
 
-def _from_roots(folder: Path) -> List[Path]:
+def _from_both_roots(folder: str) -> List[Path]:
     """The folder seen from the working directory and from the project root, once if they are the same."""
-    seen = [Path.cwd() / folder.expanduser(), PROJECT_ROOT / folder.expanduser()]
-    return seen[:1] if seen[0] == seen[1] else seen
+    return list(dict.fromkeys(root / Path(folder).expanduser() for root in (Path.cwd(), PROJECT_ROOT)))
 
 
 class ClipTokenizer:
@@ -80,7 +85,14 @@ class ClipTokenizer:
         return self.context - 2
 
     def encode(self, text: str) -> List[int]:
-        """The token ids of the text alone: no start, no end, nothing cut off."""
+        """The token ids of the text alone: no start, no end, nothing cut off. RequestError where it is not Unicode."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            found = f"{text[error.start]!r} at character {error.start + 1}"
+            raise RequestError(
+                f"a prompt must be text that UTF-8 can write, found {found}; write it in UTF-8"
+            ) from error
         ids: List[int] = self._pairs.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -98,7 +110,7 @@ class ClipTokenizer:
 
 
 def load_pairs(folder: Path) -> Any:
-    """A `tokenizers.Tokenizer` over the two files, without start, end or padding. WeightsError names an unusable file."""
+    """A `tokenizers.Tokenizer` over the two files, without start, end or padding. WeightsError if they are no such."""
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     missing = [name for name in FILES if not (folder / name).is_file()]
