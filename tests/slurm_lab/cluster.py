@@ -18,7 +18,7 @@ from tests.slurm_lab.machine import LabError, clean_environment, reserve_ports, 
 
 HERE = Path(__file__).parent
 ENDED = frozenset(
-    "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL PREEMPTED OUT_OF_MEMORY BOOT_FAIL DEADLINE".split()  # squeue's words
+    ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"]
 )
 
 
