@@ -43,7 +43,7 @@ COLOURS: Dict[str, Tuple[int, int, int]] = {
     "yellow": (245, 220, 80),
     "green": (50, 140, 70),
     "blue": (45, 90, 200),
-    "purple": (125, 60, 165),
+    "purple": (120, 40, 180),
     "pink": (245, 165, 200),
     "brown": (110, 70, 45),
     "cyan": (110, 215, 225),
@@ -65,9 +65,8 @@ _SMILEYS = range(0x1F600, 0x1F650)
 # Unicode's names speak of print ("black" is filled, "white" is outline) and of variants that are not in our list.
 _LEADING = re.compile(r"^((black|white|heavy|medium|red|lower left) )+")
 _TRAILING = re.compile(r"( face| symbol| sign| suit| europe-africa)$|( with| without| and) .*$")
-_WITHOUT_ARTICLE = frozenset(
-    "grapes,cherries,broccoli,bread,french fries,popcorn,fire,billiards,jeans,socks,books,scissors,eyes".split(",")
-)
+_WITHOUT_ARTICLE = frozenset(("billiards", "books", "bread", "broccoli", "cherries", "eyes", "fire", "french fries"))
+_WITHOUT_ARTICLE |= {"grapes", "jeans", "popcorn", "scissors", "socks"}
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def is_held_out(object_index: int, colour_index: int) -> bool:
     return (object_index + 2 * colour_index) % 5 == 0
 
 
-def pairs(held_out: bool) -> List[Tuple[int, int]]:
+def pairs(*, held_out: bool) -> List[Tuple[int, int]]:
     """All (object, colour) index pairs of one side of the split, objects first."""
     return [
         (index, colour)
@@ -150,15 +149,6 @@ def find_font(font_path: Optional[Path] = None) -> Path:
     raise ConfigError(f"the emoji font must be installed, found none at {looked}; apt-get install {FONT_PACKAGE}")
 
 
-def _glyph(font: ImageFont.FreeTypeFont, character: str, source: Path) -> Image.Image:
-    canvas = Image.new("RGBA", (CANVAS_PX, CANVAS_PX))
-    ImageDraw.Draw(canvas).text((CANVAS_PX // 8, CANVAS_PX // 8), character, font=font, embedded_color=True)
-    box = canvas.getchannel("A").getbbox()
-    if box is None:
-        raise ConfigError(f"{source} has no drawing of U+{ord(character):04X}; install a newer {FONT_PACKAGE}")
-    return canvas.crop(box).convert("RGBa")
-
-
 def load_sprites(font_path: Optional[Path] = None) -> List[Sprite]:
     """All objects, in the order of CHARACTERS, at the font's own size (about 128 px)."""
     source = find_font(font_path)
@@ -169,6 +159,15 @@ def load_sprites(font_path: Optional[Path] = None) -> List[Sprite]:
     return [
         Sprite(character, name, _glyph(font, character, source)) for character, name in zip(CHARACTERS, OBJECT_NAMES)
     ]
+
+
+def _glyph(font: ImageFont.FreeTypeFont, character: str, source: Path) -> Image.Image:
+    canvas = Image.new("RGBA", (CANVAS_PX, CANVAS_PX))
+    ImageDraw.Draw(canvas).text((CANVAS_PX // 8, CANVAS_PX // 8), character, font=font, embedded_color=True)
+    box = canvas.getchannel("A").getbbox()
+    if box is None:
+        raise ConfigError(f"{source} has no drawing of U+{ord(character):04X}; install a newer {FONT_PACKAGE}")
+    return canvas.crop(box).convert("RGBa")
 
 
 def sample_placement(rng: np.random.Generator) -> Placement:
