@@ -30,8 +30,24 @@ ADVICE = {
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Readers see no file or the whole file, never a part, even after a node has crashed."""
-    with _written_beside(path.parent, path.name, data) as part, _naming(path):
+    with _written_beside(path.parent, path.name, data) as part, naming(path):
         os.replace(part, path)
+
+
+def write_once(path: Path, data: bytes) -> bool:
+    """As `write_atomically`, but a file that is there already stays. Says whether this call wrote it."""
+    with _written_beside(path.parent, path.name, data) as part, naming(path):
+        return _name_exclusively(part, path)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn the failure to write something at `path` into an OutputError that names it."""
+    try:
+        yield
+    except OSError as error:
+        advice = ADVICE.get(error.errno or 0, "choose another folder")
+        raise OutputError(f"cannot write {path}: {error.strerror}; {advice}") from error
 
 
 class NumberedFiles:
@@ -52,7 +68,7 @@ class NumberedFiles:
             while True:
                 path = self.folder / self.pattern.format(self.next_number)
                 self.next_number += 1
-                with _naming(path):
+                with naming(path):
                     if _name_exclusively(part, path):
                         return path
 
@@ -77,7 +93,7 @@ def _written_beside(folder: Path, name: str, data: bytes) -> Iterator[Path]:
     """A synced file with `data` in the folder where `name` will stand; gone at the end unless it was renamed."""
     part = folder / f".{name}.{uuid.uuid4().hex[:12]}.part"
     try:
-        with _naming(folder / name):
+        with naming(folder / name):
             folder.mkdir(parents=True, exist_ok=True)
             with part.open("xb") as file:
                 file.write(data)
@@ -87,15 +103,6 @@ def _written_beside(folder: Path, name: str, data: bytes) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        advice = ADVICE.get(error.errno or 0, "choose another folder")
-        raise OutputError(f"cannot write {path}: {error.strerror}; {advice}") from error
 
 
 def _name_exclusively(part: Path, path: Path) -> bool:
@@ -116,6 +123,6 @@ def _name_exclusively(part: Path, path: Path) -> bool:
 def _highest(folder: Path, pattern: str) -> int:
     before, after = re.split(r"\{[^}]*\}", pattern)
     number = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
-    with _naming(folder):
+    with naming(folder):
         names = os.listdir(folder) if folder.exists() else []
     return max((int(found.group(1)) for found in map(number.fullmatch, names) if found), default=-1)

@@ -12,7 +12,7 @@ import pytest
 
 from ldm.errors import OutputError
 from ldm.inference import files
-from ldm.inference.files import NumberedFiles, make_folder, sha256_of, write_atomically
+from ldm.inference.files import NumberedFiles, make_folder, sha256_of, write_atomically, write_once
 
 
 @pytest.fixture
@@ -49,6 +49,14 @@ def test_a_file_is_replaced_in_one_step(tmp_path):
         write_atomically(path, b"new")
         assert reader.read() == b"old", "who had the old file open goes on reading the old file"
     assert path.read_bytes() == b"new"
+
+
+def test_the_first_of_two_writers_stays(tmp_path):
+    path = tmp_path / "a" / "x.bin"
+    assert write_once(path, b"first")
+    assert not write_once(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert names(tmp_path / "a") == ["x.bin"]
 
 
 def test_a_result_is_readable_by_whom_the_umask_lets(tmp_path):
