@@ -15,11 +15,6 @@ from ldm.training.emoji import COLOUR_NAMES, COLOURS, EmojiPictures, Placement
 BLUE = COLOURS["blue"]
 
 
-@pytest.fixture(scope="module")
-def sprites():
-    return emoji.load_sprites()
-
-
 def square(colour=(255, 0, 0, 255), size=(128, 128)):
     return emoji.Sprite("x", "square", Image.new("RGBA", size, colour).convert("RGBa"))
 
