@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from ldm.models.diffusion.plms import PLMSSampler
-from tests import tiny
+from tests.tiny import random_model
 
 
 @pytest.fixture(scope="module")
 def model() -> torch.nn.Module:
-    return tiny.build()
+    return random_model()
 
 
 def picture(model: torch.nn.Module, prompt: str, seed: int) -> torch.Tensor:
@@ -43,5 +43,5 @@ def test_prompt_and_seed_show_in_the_picture(model: torch.nn.Module, prompt: str
 
 
 def test_weights_are_the_same_every_time(model: torch.nn.Module) -> None:
-    again = tiny.build().state_dict()
+    again = random_model().state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from ldm.inference.models import ModelFiles
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,25 +15,17 @@ if TYPE_CHECKING:
 CONFIG = Path(__file__).with_name("tiny.yaml")
 
 
-@dataclass(frozen=True)
-class TinyModel:
-    """Its files. It makes pictures of 64 px; its tokenizer is the one that ships with the project."""
-
-    config: Path
-    checkpoint: Path
-
-
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """The same weights in every session, in a `.safetensors` file under the names of an SD v1 checkpoint."""
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
+    """Its files: 64 px pictures, the same weights in every session, the tokenizer that ships with the project."""
     from safetensors.torch import save_file
 
     checkpoint = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in build().state_dict().items()}, str(checkpoint))
-    return TinyModel(config=CONFIG, checkpoint=checkpoint)
+    save_file({name: tensor.contiguous() for name, tensor in random_model().state_dict().items()}, str(checkpoint))
+    return ModelFiles(name="tiny", config=CONFIG, checkpoint=checkpoint)
 
 
-def build(seed: int = 0) -> nn.Module:
+def random_model(seed: int = 0) -> nn.Module:
     """The model with random weights, of a scale at which its noise depends on the prompt, the step and the latent.
 
     A U-Net as it is constructed ends in zeros, and would answer zero to everything.
@@ -49,4 +42,4 @@ def build(seed: int = 0) -> nn.Module:
             weight.data = torch.randn(weight.shape, generator=generator) * weight[0].numel() ** -0.5
         elif name.endswith("bias"):
             weight.data.zero_()
-    return model.eval()
+    return model.eval().requires_grad_(False)
