@@ -58,6 +58,7 @@ def test_both_bars_must_be_met(objects, background, accepted):
     assert acceptance.is_accepted({"all": {"object_top1": objects, "background": background}}) is accepted
 
 
+@pytest.mark.slow
 def test_real_pictures_of_all_prompts_are_accepted_in_full(sprites, judge):
     tasks = acceptance.acceptance_tasks()
     pictures = emoji.EmojiPictures(sprites)
