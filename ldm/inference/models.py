@@ -109,7 +109,8 @@ def find_file(names: Sequence[str], *, folder: bool = False) -> Optional[Path]:
     """The first of `names` that is there; one below the working directory stays relative, as it was typed."""
     for name in names:
         for path in (Path(name).expanduser(), PROJECT_ROOT / Path(name).expanduser()):
-            if path.is_dir() if folder else path.is_file():
+            # A link that leads nowhere counts as found: who opens it can say so.
+            if path.is_dir() if folder else path.is_file() or path.is_symlink():
                 return path
     return None
 

@@ -1,0 +1,236 @@
+"""From requests to pictures: a model on its device, with what turns words, pictures and latents into each other.
+
+Each picture's noise comes from its own seed, drawn on the CPU in float32, so that neither the batch, the shard nor the
+device changes what is drawn. Shapes: B pictures, C latent channels, H W pixels, h w latent pixels, L tokens, D their
+width.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from ldm.errors import GenerationError, RequestError
+from ldm.inference.censor import Censor, Inspected
+from ldm.inference.checkpoint import LoadReport, load_model
+from ldm.inference.files import sha256_of
+from ldm.inference.images import Pixels, read_picture, resize, to_pixels, to_tensor
+from ldm.inference.runtime import Precision, compute_dtype, pick_device
+from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName
+from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.dpm_solver import DPMSolverSampler
+from ldm.models.diffusion.guidance import guided
+from ldm.models.diffusion.plms import PLMSSampler
+from ldm.models.diffusion.sampler import DrawNoise, Sampler, run
+from ldm.modules.encoders.modules import FrozenCLIPEmbedder
+from ldm.modules.encoders.tokenizer import find_tokenizer
+
+SAMPLERS = {
+    SamplerName.DDIM: DDIMSampler,
+    SamplerName.PLMS: PLMSSampler,
+    SamplerName.DPM_SOLVER: DPMSolverSampler,
+}
+TEXTS_KEPT = 256  # 0.1 MiB each for SD v1
+INIT_LATENTS_KEPT = 16
+ADVICE = "try precision 'full', or another seed"
+
+# Called after every step with the number of steps done and the number there are.
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A picture made: `pixels` (H,W,3) uint8, None if it was flagged and the policy is to drop such.
+
+    `seconds` is its share of the time that its batch took.
+    """
+
+    request: GenerationRequest
+    pixels: Optional[Pixels]
+    seconds: float
+    flagged: bool = False
+
+
+class SeededNoise:
+    """Unit noise for a batch of latents of one `shape` (C,h,w); row i depends on seeds[i] alone."""
+
+    def __init__(self, seeds: Sequence[int], shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)
+        self._generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+    def draw(self) -> Tensor:
+        """The next (B,C,h,w) float32 on the CPU."""
+        return torch.stack([torch.randn(self.shape, generator=generator) for generator in self._generators])
+
+    def draw_like(self, x: Tensor) -> Tensor:
+        """The next (B,C,h,w) on the device and in the dtype of x."""
+        return self.draw().to(x)
+
+
+def noise_for(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """The start noise (B,C,h,w) of pictures with these seeds, float32 on the CPU."""
+    return SeededNoise(seeds, shape).draw()
+
+
+def steps_to_undo(sampler: Sampler, config: SamplerConfig, strength: float) -> int:
+    """How many of the chosen steps img2img takes, as the original counts them; 1.0 is all of them."""
+    steps = int(strength * config.steps)
+    if steps < 1:
+        raise RequestError(
+            f"strength {strength} of {config.steps} steps is no step at all; "
+            f"strength must be at least {1 / config.steps:.3g} with so many steps"
+        )
+    return min(steps, len(sampler.table))
+
+
+class Pipeline:
+    """What a request needs of a model: text encoder, sampler, first stage; one picture or a batch of them at a time."""
+
+    def __init__(self, model: Any, censor: Optional[Censor] = None, report: Optional[LoadReport] = None) -> None:
+        self.model = model
+        self.censor = censor
+        self.report = report
+        self.encode_prompt = functools.lru_cache(maxsize=TEXTS_KEPT)(self._encode_prompt)
+        self.encode_init = functools.lru_cache(maxsize=INIT_LATENTS_KEPT)(self._encode_init)
+
+    @classmethod
+    def load(
+        cls,
+        config: Path,
+        checkpoint: Path,
+        *,
+        device: str = "auto",
+        precision: Precision = Precision.AUTOCAST,
+        clip: Optional[str] = None,
+        censor: Optional[Censor] = None,
+    ) -> Pipeline:
+        """The model of a v1-style YAML and its weights, on a device; `clip` is a folder with the tokenizer's files.
+
+        Weights are kept in the dtype that they are worked with. Raises ConfigError, WeightsError or DeviceError.
+        """
+        place = pick_device(device)
+        model, report = load_model(config, checkpoint, dtype=compute_dtype(place, precision), device=place)
+        text_encoder = model.cond_stage_model
+        if isinstance(text_encoder, FrozenCLIPEmbedder):
+            text_encoder.use_tokenizer(find_tokenizer(clip, version=text_encoder.version, checkpoint=checkpoint))
+        return cls(model, censor, report)
+
+    @property
+    def factor(self) -> int:
+        """How many pixels of a side one latent pixel stands for."""
+        return int(self.model.first_stage_model.factor)
+
+    def sampler(self, config: SamplerConfig) -> Sampler:
+        """The sampler of a configuration, its steps chosen."""
+        sampler = SAMPLERS[config.name](self.model)
+        sampler.make_schedule(config.steps, ddim_discretize=config.schedule.value, ddim_eta=config.eta)
+        return sampler
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """B prompts -> (B,L,D); each is encoded alone, so that its neighbours change nothing, and once."""
+        return torch.cat([self.encode_prompt(prompt) for prompt in prompts])
+
+    @torch.inference_mode()
+    def encode_image(self, pixels: Pixels) -> Tensor:
+        """A picture -> its latent (1,C,h,w) float32: the likeliest one, where the original draws one near it."""
+        first_stage = self.model.first_stage_model
+        image = to_tensor(pixels).to(next(first_stage.parameters()))
+        posterior = self.model.encode_first_stage(image)
+        latent: Tensor = self.model.get_first_stage_encoding(posterior.mode())
+        return latent.float()
+
+    @torch.inference_mode()
+    def decode(self, latent: Tensor) -> Pixels:
+        """One latent (C,h,w) -> its picture; one at a time, for the first stage needs the most memory of all.
+
+        Raises GenerationError for what is no picture: numbers that overflowed, or a single colour all over.
+        """
+        image = self.model.decode_first_stage(latent[None])
+        if not bool(torch.isfinite(image).all()):
+            raise GenerationError(f"the model gave NaN in {_dtype(self.model)} instead of a picture; {ADVICE}")
+        (pixels,) = to_pixels(image)
+        if bool((pixels == pixels[0, 0]).all()):
+            raise GenerationError(
+                f"the model gave a single colour in {_dtype(self.model)} instead of a picture; {ADVICE}"
+            )
+        return pixels
+
+    @torch.inference_mode()
+    def inspect(self, pictures: Sequence[Pixels]) -> List[Inspected]:
+        """Each picture as the safety policy leaves it, and whether it was flagged; all unchanged without a checker."""
+        if self.censor is None:
+            return [Inspected(pixels, flagged=False) for pixels in pictures]
+        return self.censor.inspect(pictures, self.model.device)
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[GenerationRequest], on_step: Optional[OnStep] = None) -> List[GeneratedImage]:
+        """The pictures of `requests`, in their order. Those that can share a batch do; prompts and seeds may differ."""
+        made: Dict[int, GeneratedImage] = {}
+        for indices in _batches(requests):
+            batch = [requests[i] for i in indices]
+            start = time.perf_counter()
+            pictures = [self._decode_for(*pair) for pair in zip(batch, self._sample(batch, on_step))]
+            inspected = self.inspect(pictures)
+            seconds = (time.perf_counter() - start) / len(batch)
+            for i, request, (pixels, flagged) in zip(indices, batch, inspected):
+                made[i] = GeneratedImage(request=request, pixels=pixels, seconds=seconds, flagged=flagged)
+        return [made[i] for i in range(len(requests))]
+
+    def _sample(self, batch: Sequence[GenerationRequest], on_step: Optional[OnStep]) -> Tensor:
+        """Latents (B,C,h,w) of requests that agree on size, sampler and strength."""
+        config, init = batch[0].sampler, batch[0].init
+        shape = (self.model.channels, batch[0].height // self.factor, batch[0].width // self.factor)
+        noise = SeededNoise([request.seed for request in batch], shape)
+        x = noise.draw().to(self.model.device)
+        sampler = self.sampler(config)
+        table = sampler.table
+        if init is not None:
+            steps = steps_to_undo(sampler, config, init.strength)
+            clean = torch.cat([self._init_latent(request) for request in batch])
+            x, table = sampler.stochastic_encode(clean, steps, noise=x), table.last(steps)
+        cond = self.encode_text([request.prompt for request in batch])
+        uncond = self.encode_text([request.negative_prompt for request in batch])
+        predict = guided(self.model.apply_model, cond, uncond, config.guidance_scale)
+        draw: DrawNoise = noise.draw_like if config.eta else torch.zeros_like
+        steps_taken = sampler.steps(predict, table, eta=config.eta, draw_noise=draw)
+        return run(steps_taken, x, on_step=None if on_step is None else lambda i, _: on_step(i + 1, len(table)))
+
+    @torch.inference_mode()
+    def _encode_prompt(self, prompt: str) -> Tensor:
+        encoded: Tensor = self.model.get_learned_conditioning([prompt])
+        return encoded
+
+    def _decode_for(self, request: GenerationRequest, latent: Tensor) -> Pixels:
+        try:
+            return self.decode(latent)
+        except GenerationError as error:
+            raise GenerationError(f"seed {request.seed}, prompt {request.prompt[:60]!r}: {error}") from error
+
+    def _init_latent(self, request: GenerationRequest) -> Tensor:
+        assert request.init is not None
+        return self.encode_init(request.init.path, request.init.sha256, request.height, request.width)
+
+    def _encode_init(self, path: str, sha256: str, height: int, width: int) -> Tensor:
+        pixels = read_picture(Path(path))
+        if sha256_of(Path(path)) != sha256:
+            raise RequestError(f"init image {path} is not the one that was asked for: its sha256 is no longer {sha256}")
+        return self.encode_image(resize(pixels, height=height, width=width))
+
+
+def _batches(requests: Sequence[GenerationRequest]) -> List[List[int]]:
+    """Indices of the requests that can be sampled together, groups and members in the order of the requests."""
+    groups: Dict[Tuple[Any, ...], List[int]] = {}
+    for i, request in enumerate(requests):
+        strength = None if request.init is None else request.init.strength
+        groups.setdefault((request.height, request.width, request.sampler, strength), []).append(i)
+    return list(groups.values())
+
+
+def _dtype(model: Any) -> str:
+    return str(model.dtype).replace("torch.", "")

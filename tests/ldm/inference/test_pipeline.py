@@ -1,0 +1,282 @@
+"""A request gives one picture, whatever stands beside it; what is no picture is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.errors import DeviceError, GenerationError, RequestError, WeightsError
+from ldm.inference.censor import Censor
+from ldm.inference.files import sha256_of
+from ldm.inference.images import encode_png
+from ldm.inference.pipeline import Pipeline, SeededNoise, noise_for, steps_to_undo
+from ldm.inference.runtime import Precision
+from ldm.inference.safety import SafetyPolicy
+from ldm.inference.spec import GenerationRequest, InitImage, SamplerConfig, SamplerName, Spacing
+from tests.ldm.inference.test_safety import put_checker, random_weights
+from tests.tiny import random_model
+
+# A batch of two and a batch of one may take other kernels, whose sums differ in the last bits of float32. Through 4
+# steps that stays far below one level of 255; dropped fractions turn it into at most one.
+LEVELS = 1
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return Pipeline(random_model())
+
+
+def request(prompt="a cat", seed=1, sampler=None, **fields):
+    sampler = sampler or SamplerConfig(name=SamplerName.PLMS, steps=4)
+    return GenerationRequest(prompt=prompt, seed=seed, height=64, width=64, sampler=sampler, **fields)
+
+
+def same(a, b):
+    return np.abs(a.astype(int) - b.astype(int)).max() <= LEVELS
+
+
+def init_image(tmp_path, strength=0.5, size=64):
+    path = tmp_path / "init.png"
+    path.write_bytes(encode_png(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)))
+    return InitImage(path=str(path), sha256=sha256_of(path), strength=strength)
+
+
+def test_noise_depends_on_the_seed_alone():
+    shape = (4, 8, 8)
+    batch = noise_for([7, 8, 9], shape)
+    assert batch.dtype is torch.float32
+    assert torch.equal(batch[1:2], noise_for([8], shape))
+    assert torch.equal(batch[1], torch.randn(shape, generator=torch.Generator().manual_seed(8)))
+
+
+def test_later_noise_of_a_picture_does_not_depend_on_its_neighbours():
+    alone, among = SeededNoise([8], (4, 8, 8)), SeededNoise([7, 8], (4, 8, 8))
+    for _ in range(3):
+        assert torch.equal(alone.draw()[0], among.draw()[1])
+    assert not torch.equal(alone.draw(), alone.draw())
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        SamplerConfig(name=SamplerName.PLMS, steps=4),
+        SamplerConfig(name=SamplerName.DDIM, steps=4, eta=0.7),
+        SamplerConfig(name=SamplerName.DDIM, steps=4, schedule=Spacing.QUAD),
+        SamplerConfig(name=SamplerName.DPM_SOLVER, steps=4),
+        SamplerConfig(name=SamplerName.PLMS, steps=4, guidance_scale=1.0),
+    ],
+    ids=lambda config: f"{config.name.value}-{config.eta}-{config.schedule.value}-{config.guidance_scale}",
+)
+def test_a_picture_made_in_a_batch_is_the_one_made_alone(pipeline, sampler):
+    requests = [request("a cat", 1, sampler), request("a dog in the rain", 2, sampler, negative_prompt="blur")]
+    together = pipeline.generate(requests)
+    for asked, image in zip(requests, together):
+        assert image.request is asked
+        assert image.pixels.shape == (64, 64, 3)
+        assert image.pixels.dtype == np.uint8
+        assert same(image.pixels, pipeline.generate([asked])[0].pixels)
+    assert not same(together[0].pixels, together[1].pixels)
+
+
+def test_the_same_request_gives_the_same_picture_twice(pipeline):
+    first, second = (pipeline.generate([request()])[0].pixels for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": "a dog"},
+        {"negative_prompt": "a dog"},
+        {"seed": 2},
+        {"sampler": SamplerConfig(steps=5)},
+        {"sampler": SamplerConfig(steps=4, guidance_scale=3.0)},
+        {"sampler": SamplerConfig(steps=4, name=SamplerName.DDIM)},
+        {"sampler": SamplerConfig(steps=4, name=SamplerName.DDIM, schedule=Spacing.QUAD)},
+        {"sampler": SamplerConfig(steps=4, name=SamplerName.DDIM, eta=1.0)},
+    ],
+    ids=str,
+)
+def test_every_field_reaches_the_picture(pipeline, change):
+    changed = dataclasses.replace(request(), **change)
+    assert not same(pipeline.generate([request()])[0].pixels, pipeline.generate([changed])[0].pixels)
+
+
+def test_unlike_requests_come_back_in_their_order(pipeline, tmp_path):
+    requests = [
+        request(seed=1),
+        dataclasses.replace(request(seed=2), height=72, width=80),
+        request(seed=3, init=init_image(tmp_path)),
+        request(seed=4),
+        request(seed=5, sampler=SamplerConfig(name=SamplerName.DDIM, steps=3)),
+    ]
+    images = pipeline.generate(requests)
+    assert [image.request for image in images] == requests
+    assert images[1].pixels.shape == (72, 80, 3)
+    for asked, image in zip(requests, images):
+        assert same(image.pixels, pipeline.generate([asked])[0].pixels)
+        assert image.seconds > 0
+        assert not image.flagged
+
+
+def test_no_requests_give_no_pictures(pipeline):
+    assert pipeline.generate([]) == []
+
+
+def test_the_global_generator_is_neither_used_nor_moved(pipeline):
+    torch.manual_seed(1)
+    first = pipeline.generate([request()])[0].pixels
+    state = torch.random.get_rng_state()
+    torch.manual_seed(2)
+    pipeline.generate([request(sampler=SamplerConfig(name=SamplerName.DDIM, steps=3, eta=0.5))])
+    second = pipeline.generate([request()])[0].pixels
+    assert np.array_equal(first, second)
+    torch.manual_seed(1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_progress_counts_up_to_the_steps_that_are_taken(pipeline, tmp_path):
+    seen = []
+    pipeline.generate([request()], on_step=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    seen.clear()
+    pipeline.generate([request(init=init_image(tmp_path))], on_step=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_a_prompt_is_encoded_once(monkeypatch):
+    pipeline = Pipeline(random_model())
+    encoded = []
+    encode = pipeline.model.get_learned_conditioning
+    monkeypatch.setattr(
+        pipeline.model, "get_learned_conditioning", lambda texts: encoded.extend(texts) or encode(texts)
+    )
+    pipeline.generate([request("a cat", 1), request("a dog", 2), request("a cat", 3)])
+    pipeline.generate([request("a cat", 4)])
+    assert sorted(encoded) == ["", "a cat", "a dog"]
+
+
+@pytest.mark.parametrize("name", list(SamplerName))
+def test_less_strength_keeps_more_of_the_init_image(pipeline, tmp_path, name):
+    sampler = SamplerConfig(name=name, steps=10)
+    kept = pipeline.decode(pipeline.encode_init(*_init_fields(init_image(tmp_path)))[0]).astype(float)
+    weak, strong = (
+        pipeline.generate([request(sampler=sampler, init=init_image(tmp_path, strength))])[0].pixels
+        for strength in (0.1, 1.0)
+    )
+    assert np.abs(weak - kept).mean() < np.abs(strong - kept).mean()
+
+
+def _init_fields(init):
+    return init.path, init.sha256, 64, 64
+
+
+def test_an_init_image_of_another_size_is_fitted_and_encoded_the_same_way_every_time(pipeline, tmp_path):
+    init = init_image(tmp_path, size=100)
+    first, second = pipeline.generate([request(init=init), request(init=init)])
+    assert first.pixels.shape == (64, 64, 3)
+    assert np.array_equal(first.pixels, second.pixels)
+
+
+def test_an_init_image_that_changed_since_it_was_asked_for_is_refused(tmp_path):
+    init = init_image(tmp_path)
+    (tmp_path / "init.png").write_bytes(encode_png(np.zeros((64, 64, 3), dtype=np.uint8)))
+    with pytest.raises(RequestError, match="is not the one that was asked for: its sha256 is no longer"):
+        Pipeline(random_model()).generate([request(init=init)])
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "taken"), [(50, 0.75, 37), (50, 1.0, 50), (30, 0.5, 15), (1000, 1.0, 999), (3, 0.34, 1)]
+)
+def test_strength_is_counted_in_steps_as_the_original_counts(pipeline, steps, strength, taken):
+    config = SamplerConfig(name=SamplerName.DDIM, steps=steps)
+    assert steps_to_undo(pipeline.sampler(config), config, strength) == taken
+
+
+def test_a_strength_of_no_step_at_all_is_refused(pipeline):
+    config = SamplerConfig(steps=10)
+    with pytest.raises(
+        RequestError, match=r"strength 0\.05 of 10 steps is no step at all; strength must be at least 0\.1"
+    ):
+        steps_to_undo(pipeline.sampler(config), config, 0.05)
+
+
+def test_numbers_that_overflowed_are_an_error_that_names_the_picture():
+    pipeline = Pipeline(random_model())
+    pipeline.model.model.diffusion_model.out[2].bias.data.fill_(float("nan"))
+    with pytest.raises(
+        GenerationError, match=r"seed 1, prompt 'a cat': the model gave NaN in float32 .*precision 'full'"
+    ):
+        pipeline.generate([request()])
+
+
+def test_a_picture_of_one_colour_is_an_error():
+    pipeline = Pipeline(random_model())
+    pipeline.model.first_stage_model.decoder.conv_out.weight.data.zero_()
+    with pytest.raises(GenerationError, match="a single colour"):
+        pipeline.generate([request()])
+
+
+@pytest.fixture(scope="module")
+def checkers(tmp_path_factory):
+    """Two checkers: `all` flags every picture, as no cosine is below its thresholds; `none` flags none."""
+    folders = {}
+    for name, threshold in (("all", -2.0), ("none", 2.0)):
+        weights = random_weights()
+        weights["concept_embeds_weights"] = torch.full((17,), threshold)
+        weights["special_care_embeds_weights"] = torch.full((3,), 2.0)
+        folders[name] = put_checker(tmp_path_factory.mktemp("checker") / name, weights)
+    return folders
+
+
+@pytest.mark.slow  # importing transformers
+@pytest.mark.parametrize("policy", [SafetyPolicy.KEEP, SafetyPolicy.BLUR, SafetyPolicy.BLACK, SafetyPolicy.DROP])
+def test_a_flagged_picture_is_dealt_with_and_told(pipeline, checkers, policy):
+    plain = pipeline.generate([request()])[0].pixels
+    (image,) = Pipeline(pipeline.model, Censor(checkers["all"], policy)).generate([request()])
+    assert image.flagged
+    if policy is SafetyPolicy.DROP:
+        assert image.pixels is None
+    elif policy is SafetyPolicy.BLACK:
+        assert image.pixels.max() == 0
+    else:
+        assert np.array_equal(image.pixels, plain) is (policy is SafetyPolicy.KEEP)
+
+
+@pytest.mark.slow  # importing transformers
+def test_a_picture_that_passes_is_left_as_it_is(pipeline, checkers):
+    (image,) = Pipeline(pipeline.model, Censor(checkers["none"], SafetyPolicy.BLACK)).generate([request()])
+    assert not image.flagged
+    assert np.array_equal(image.pixels, pipeline.generate([request()])[0].pixels)
+
+
+def test_the_checker_is_not_read_before_there_is_a_picture(pipeline, tmp_path):
+    censored = Pipeline(pipeline.model, Censor(tmp_path / "nowhere", SafetyPolicy.BLACK))
+    with pytest.raises(WeightsError, match="nowhere"):
+        censored.generate([request()])
+
+
+def test_a_loaded_pipeline_paints_as_the_model_in_memory(tiny_model, pipeline):
+    loaded = Pipeline.load(tiny_model.config, tiny_model.checkpoint, device="cpu", precision=Precision.FULL)
+    assert same(loaded.generate([request()])[0].pixels, pipeline.generate([request()])[0].pixels)
+    assert loaded.report.file == tiny_model.checkpoint
+
+
+def test_fast_precision_paints_almost_the_same(tiny_model, pipeline):
+    fast = Pipeline.load(tiny_model.config, tiny_model.checkpoint, device="cpu")
+    difference = fast.generate([request()])[0].pixels.astype(int) - pipeline.generate([request()])[0].pixels
+    # bfloat16 keeps 8 bits of a number; through 4 steps of a random network that is a few levels of 255.
+    assert np.abs(difference).mean() < 8
+
+
+def test_the_tokenizer_asked_for_is_the_one_used(tiny_model, tmp_path):
+    with pytest.raises(WeightsError, match=f"no CLIP tokenizer: .*--clip: {tmp_path}"):
+        Pipeline.load(tiny_model.config, tiny_model.checkpoint, device="cpu", clip=str(tmp_path))
+
+
+def test_an_unknown_device_is_refused_before_weights_are_read(tiny_model, tmp_path):
+    with pytest.raises(DeviceError, match="device must be one of"):
+        Pipeline.load(tiny_model.config, tmp_path / "none.ckpt", device="tpu")
