@@ -12,7 +12,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -26,10 +28,8 @@ from ldm.training.emoji import COLOUR_NAMES, OBJECT_NAMES, caption, load_sprites
 from ldm.training.score import Judge
 from ldm.training.sheet import Labelled, labelled_sheet
 
-if TYPE_CHECKING:
-    from ldm.inference.pipeline import GeneratedImage
-
-Paint = Callable[[Sequence[str], argparse.Namespace], List["GeneratedImage"]]
+# Prompts in, a picture (H,W,3) uint8 for each out.
+Paint = Callable[[Sequence[str], argparse.Namespace], List[np.ndarray]]
 
 GRID_COUNT, GRID_PER_ROW, ALL_PER_ROW = 40, 8, 20
 
@@ -63,11 +63,12 @@ def count(text: str) -> int:
     return number
 
 
-def paint(prompts: Sequence[str], options: argparse.Namespace) -> List[GeneratedImage]:
+def paint(prompts: Sequence[str], options: argparse.Namespace) -> List[np.ndarray]:
     """A picture for each prompt, by the pipeline that the other commands use."""
     from tqdm import tqdm
 
     from ldm.inference.pipeline import Pipeline
+    from ldm.inference.runtime import Precision
 
     files = find_files(entry_named(options.model), config=options.config, checkpoint=options.ckpt)
     size = read_shape(files.config).size
@@ -76,23 +77,25 @@ def paint(prompts: Sequence[str], options: argparse.Namespace) -> List[Generated
         GenerationRequest(prompt=prompt, seed=options.seed + number, height=size, width=size, sampler=sampler)
         for number, prompt in enumerate(prompts)
     ]
-    pipeline = Pipeline.load(files.config, files.checkpoint, options.device, options.precision)
-    images: List[GeneratedImage] = []
+    precision = Precision(options.precision)
+    pipeline = Pipeline.load(files.config, files.checkpoint, device=options.device, precision=precision)
+    pictures: List[np.ndarray] = []
     for start in tqdm(range(0, len(requests), options.batch_size), desc="painting", unit="batch"):
-        images += pipeline.generate(requests[start : start + options.batch_size])
-    return images
+        made = pipeline.generate(requests[start : start + options.batch_size])
+        pictures += [np.asarray(image.pixels) for image in made]
+    return pictures
 
 
 def evaluate(options: argparse.Namespace, paint: Paint) -> bool:
     """Paint every prompt, judge every picture, report; whether both bars are met."""
     judge = Judge(load_sprites())
     tasks = acceptance_tasks()[: options.limit]
-    images = paint([task.prompt for task in tasks], options)
-    outcomes = judge_pictures(judge, tasks, [image.pixels for image in images])
+    pictures = paint([task.prompt for task in tasks], options)
+    outcomes = judge_pictures(judge, tasks, pictures)
     summary = summarise(outcomes)
     print(as_table(summary))
     if options.out is not None:
-        write_report(options, images, outcomes)
+        write_report(options, pictures, outcomes)
         print(f"written to {options.out}")
     return is_accepted(summary)
 
@@ -109,29 +112,27 @@ def as_table(summary: Dict[str, Dict[str, float]]) -> str:
     return "\n".join(rows)
 
 
-def write_report(options: argparse.Namespace, images: Sequence[GeneratedImage], outcomes: Sequence[Outcome]) -> None:
+def write_report(options: argparse.Namespace, pictures: Sequence[np.ndarray], outcomes: Sequence[Outcome]) -> None:
     """report.json and the two grids, each whole or absent."""
-    labelled = [label(image, outcome) for image, outcome in zip(images, outcomes)]
+    labelled = [label(pixels, outcome) for pixels, outcome in zip(pictures, outcomes)]
     grid = labelled_sheet(labelled[:GRID_COUNT], per_row=GRID_PER_ROW)
-    report = json.dumps(as_report(options, images, outcomes), indent=1) + "\n"
+    report = json.dumps(as_report(options, outcomes), indent=1) + "\n"
     write_atomically(options.out / "grid.png", encode_png(grid))
     write_atomically(options.out / "grid-all.png", encode_png(labelled_sheet(labelled, per_row=ALL_PER_ROW)))
     write_atomically(options.out / "report.json", report.encode())
 
 
-def label(image: GeneratedImage, outcome: Outcome) -> Labelled:
+def label(pixels: np.ndarray, outcome: Outcome) -> Labelled:
     """A picture with its prompt, and with what it was taken for where that is something else."""
     prompt, verdict = outcome.task.prompt, outcome.verdict
     if outcome.object_right() and outcome.background_right:
-        return Labelled(image.pixels, prompt)
-    found = OBJECT_NAMES[verdict.ranking[0]] if verdict.ranking else "nothing"
-    taken_for = caption(found, COLOUR_NAMES[verdict.colour_index])
-    return Labelled(image.pixels, f"{prompt} (taken for {taken_for})", wrong=True)
+        return Labelled(pixels, prompt)
+    colour = COLOUR_NAMES[verdict.colour_index]
+    found = caption(OBJECT_NAMES[verdict.ranking[0]], colour) if verdict.ranking else f"plain {colour}"
+    return Labelled(pixels, f"{prompt} (taken for {found})", wrong=True)
 
 
-def as_report(
-    options: argparse.Namespace, images: Sequence[GeneratedImage], outcomes: Sequence[Outcome]
-) -> Dict[str, Any]:
+def as_report(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> Dict[str, Any]:
     """All that was asked, found and counted, as plain values."""
     summary = summarise(outcomes)
     return {
@@ -142,7 +143,7 @@ def as_report(
         "precision": options.precision,
         "accepted": is_accepted(summary),
         "shares": summary,
-        "pictures": [{"seed": image.request.seed, **describe(outcome)} for image, outcome in zip(images, outcomes)],
+        "pictures": [{"seed": seed, **describe(outcome)} for seed, outcome in enumerate(outcomes, options.seed)],
     }
 
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.inference.spec import GenerationRequest
 from ldm.training import emoji
 from ldm.training.acceptance import acceptance_tasks
 from scripts import evaluate_emoji
@@ -22,21 +19,9 @@ SCRIPT = Path(evaluate_emoji.__file__)
 MIDDLE = emoji.Placement(0.75, 0.5, 0.5)
 
 
-@dataclass
-class Painted:
-    request: GenerationRequest
-    pixels: Any
-
-
 def painted(tasks):
     pictures = emoji.EmojiPictures(emoji.load_sprites())
-    return [
-        Painted(
-            GenerationRequest(prompt=task.prompt, seed=42 + number),
-            pictures.picture(task.object_index, task.colour_index, MIDDLE).pixels,
-        )
-        for number, task in enumerate(tasks)
-    ]
+    return [pictures.picture(task.object_index, task.colour_index, MIDDLE).pixels for task in tasks]
 
 
 def paint_what_is_asked(prompts, options):
@@ -83,13 +68,24 @@ def test_nothing_is_written_unless_asked_for(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_without_an_object_is_labelled_as_nothing():
+def test_a_picture_without_an_object_is_labelled_as_plain():
     task = acceptance_tasks()[0]
     pixels = np.full((64, 64, 3), emoji.COLOURS["pink"], dtype=np.uint8)
     (outcome,) = evaluate_emoji.judge_pictures(evaluate_emoji.Judge([]), [task], [pixels])
-    label = evaluate_emoji.label(Painted(GenerationRequest(prompt=task.prompt), pixels), outcome)
+    label = evaluate_emoji.label(pixels, outcome)
     assert label.wrong
-    assert label.text == f"{task.prompt} (taken for a nothing on a pink background)"
+    assert label.text == f"{task.prompt} (taken for plain pink)"
+
+
+@pytest.mark.slow
+def test_a_random_model_is_painted_with_and_judged(tiny_model, tmp_path):
+    files = ["--config", str(tiny_model.config), "--ckpt", str(tiny_model.checkpoint)]
+    options = ["--steps", "2", "--limit", "3", "--batch-size", "2", "--device", "cpu", "--out", str(tmp_path)]
+    assert evaluate_emoji.main(files + options) == 1
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["model"] == "tiny"
+    assert report["steps"] == 2
+    assert report["shares"]["all"]["count"] == 3
 
 
 @pytest.mark.parametrize("option", ["--limit", "--batch-size"])
