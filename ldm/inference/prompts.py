@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from ldm.errors import RequestError
 from ldm.inference.files import sha256_of
-from ldm.inference.spec import GenerationRequest, InitImage, SamplerName, Spacing
+from ldm.inference.spec import SIZE_MULTIPLE, GenerationRequest, InitImage, SamplerName, Spacing, check_size
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,12 @@ SAMPLER_FIELDS = ("steps", "guidance_scale", "eta")
 DIGESTS_KEPT = 1024  # many lines start from few init images; each of those is read once
 
 
-def read_prompts(path: Path, template: GenerationRequest, images_per_prompt: int = 1) -> Iterator[GenerationRequest]:
+def read_prompts(
+    path: Path, template: GenerationRequest, images_per_prompt: int = 1, *, size_multiple: int = SIZE_MULTIPLE
+) -> Iterator[GenerationRequest]:
     """The pictures that a prompt file asks for, in its order; what a line does not say is taken from `template`.
+
+    Sides must be multiples of `size_multiple` px, which is the model's to say.
 
     Raises RequestError for a file that is missing, empty, neither UTF-8 nor GBK, or has a line that cannot be made.
     """
@@ -58,6 +62,8 @@ def read_prompts(path: Path, template: GenerationRequest, images_per_prompt: int
             seed = fields["seed"] + copy if "seed" in fields else template.seed + number
             try:
                 request = build_request({**fields, "seed": seed}, template, path.parent, digest)
+                check_size("height", request.height, size_multiple)
+                check_size("width", request.width, size_multiple)
             except RequestError as error:
                 raise RequestError(f"{path}:{line}: {error}") from error
             yield request

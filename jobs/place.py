@@ -1,0 +1,93 @@
+"""Where this process stands among those that share the work, and which of a node's cards is its own.
+
+Ranks are read as torchrun, Slurm and Open MPI write them, in this order, so that one command works under each. Slurm's
+are believed in a step only: a batch script has a rank too, but it is one process however many tasks the job has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from typing import List, Mapping, MutableMapping, Optional, Sequence, Tuple, TypeVar
+
+from ldm.errors import ConfigError
+from ldm.inference.cards import CUDA, HIP, BoundCard, bind_card, listed_cards
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# rank, processes, rank on the node, nodes, number of the node
+RANK_VARIABLES = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "", ""),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES", "SLURM_NODEID"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "", ""),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process among those started together; counts from 0."""
+
+    rank: int = 0
+    processes: int = 1
+    local_rank: int = 0
+    nodes: int = 1
+    node: int = 0
+
+
+def find_place(environ: Mapping[str, str]) -> Place:
+    """The place that the launcher's variables give; alone where there are none."""
+    for variables in RANK_VARIABLES:
+        if all(name in environ for name in variables[:3]):
+            numbers = [_number(environ, name) for name in variables if name in environ]
+            return Place(*numbers)
+    return Place()
+
+
+def with_a_card(place: Place, cards: int) -> Optional[Place]:
+    """The place among the processes that have a card of their own, `cards` on every node; None without one."""
+    if place.local_rank >= cards:
+        return None
+    if place.processes <= place.nodes * cards:
+        return place
+    return dataclasses.replace(place, rank=place.node * cards + place.local_rank, processes=place.nodes * cards)
+
+
+def share(items: Sequence[T], part: int, parts: int) -> List[T]:
+    """The items of one of `parts` that take turns; together the parts are all items, once."""
+    return [item for number, item in enumerate(items) if number % parts == part]
+
+
+def parse_part(text: str) -> Tuple[int, int]:
+    """'3/8', the fourth of eight parts, as (3, 8)."""
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise ConfigError(f"a part is written as K/N with K from 0 to N-1, got {text!r}")
+    return int(part), int(parts)
+
+
+def take_card(
+    place: Place, environ: MutableMapping[str, str], allocated: Optional[Sequence[str]]
+) -> Optional[BoundCard]:
+    """Make this process's card the only one torch will see. `allocated`: what Slurm gave, where no variable says."""
+    if listed_cards(environ) is None and allocated:
+        environ[HIP] = environ[CUDA] = ",".join(allocated)
+    return bind_card(place.local_rank, environ)
+
+
+def worker_name(place: Place, environ: Mapping[str, str]) -> str:
+    """Who writes a record: host, job if there is one, and process, such as dcu1/123_4/9876."""
+    job = environ.get("SLURM_ARRAY_JOB_ID", environ.get("SLURM_JOB_ID", ""))
+    task = environ.get("SLURM_ARRAY_TASK_ID", "")
+    words = [socket.gethostname(), f"{job}_{task}" if task else job, str(os.getpid())]
+    return "/".join(word for word in words if word)
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    if not environ[name].isdigit():
+        raise ConfigError(f"{name} must be a whole number, got {environ[name]!r}")
+    return int(environ[name])

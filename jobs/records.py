@@ -1,0 +1,199 @@
+"""What workers write down: records/shard-00012.jsonl, one line a picture, and a last line that sums the shard up.
+
+    {"index":7,"request_id":"...","file":"samples/000/000007.png","sha256":"...", ...}      an ImageRecord
+    {"index":8,"request_id":"...","error":"...","worker":"..."}                             a Failure
+    {"shard":0,"done":true,"made":99,"flagged":2,"failed":1,"sessions":[...]}               the ShardSummary
+
+The file is always replaced as a whole, so readers see every line of it. A shard has one worker; if a lost one comes
+back beside its successor, each keeps what the other wrote. A line that cannot be read counts as not written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Sequence, Set, Tuple
+
+from jobs.spec import Shard
+from ldm.errors import RunError
+from ldm.inference.files import write_atomically
+from ldm.inference.spec import ImageRecord
+
+LAST_LINE_BYTES = 64 * 1024
+FLUSH_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A planned picture that the model could not make."""
+
+    index: int
+    request_id: str
+    error: str
+    worker: str
+
+
+@dataclass(frozen=True)
+class Session:
+    """The time one worker spent on a shard, in seconds since 1970, and the pictures it made in it."""
+
+    worker: str
+    device: str
+    started: float
+    updated: float
+    made: int
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """A shard at a glance. `done`: nothing is left to be made; failed pictures are tried again by the next run."""
+
+    shard: int
+    done: bool
+    made: int
+    flagged: int
+    failed: int
+    sessions: Tuple[Session, ...]
+
+
+@dataclass
+class ShardRecords:
+    """What is known of a shard's pictures, by their index."""
+
+    images: Dict[int, ImageRecord] = field(default_factory=dict)
+    failures: Dict[int, Failure] = field(default_factory=dict)
+    sessions: Tuple[Session, ...] = ()
+
+
+class RecordBook:
+    """The records of one shard while a worker makes its pictures."""
+
+    def __init__(self, path: Path, shard: Shard, *, worker: str, device: str, clock: Callable[[], float] = time.time):
+        self._path = path
+        self._shard = shard
+        self._clock = clock
+        self._session = Session(worker=worker, device=device, started=clock(), updated=clock(), made=0)
+        self._own = ShardRecords()
+        self._flushed = 0.0
+        self._remaking: Set[int] = set()
+        self.known = read_records(path)
+
+    def remake(self, indices: Iterable[int]) -> None:
+        """Forget the records of pictures whose files are gone, until they are made again."""
+        self._remaking.update(indices)
+
+    def add(self, record: ImageRecord) -> None:
+        self._own.images[record.index] = record
+        self._session = dataclasses.replace(self._session, made=self._session.made + 1)
+
+    def fail(self, failure: Failure) -> None:
+        self._own.failures[failure.index] = failure
+
+    def flush(self, *, at_once: bool = False) -> Optional[ShardSummary]:
+        """Write what is known; within a second of the last time only if `at_once`. The summary if it was written."""
+        now = self._clock()
+        if not at_once and now - self._flushed < FLUSH_SECONDS:
+            return None
+        self._flushed = now
+        self._session = dataclasses.replace(self._session, updated=now)
+        there = read_records(self._path)
+        for index in self._remaking:
+            there.images.pop(index, None)
+        self.known = _merged(there, self._own, self._session)
+        summary = _summary(self._shard, self.known)
+        lines = [
+            self.known.images.get(image.index) or self.known.failures.get(image.index) for image in self._shard.images
+        ]
+        texts = [_to_line(line) for line in [*lines, summary] if line is not None]
+        write_atomically(self._path, "".join(texts).encode("utf-8"))
+        return summary
+
+
+def read_records(path: Path) -> ShardRecords:
+    """The records in a file; none if there is no file."""
+    records = ShardRecords()
+    for values in _lines(path):
+        try:
+            if "sha256" in values:
+                record = ImageRecord(**values)
+                records.images[record.index] = record
+            elif "error" in values:
+                failure = Failure(**values)
+                records.failures[failure.index] = failure
+            elif "sessions" in values:
+                records.sessions = tuple(Session(**session) for session in values["sessions"])
+        except TypeError:
+            continue
+    return records
+
+
+def read_summary(path: Path) -> Optional[ShardSummary]:
+    """The last line of a records file, read alone; None if there is none, or the file is cut."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LAST_LINE_BYTES))
+            last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        values = json.loads(last)
+        return ShardSummary(**{**values, "sessions": tuple(Session(**each) for each in values["sessions"])})
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def is_complete(path: Path, files: Sequence[Path]) -> bool:
+    """Whether the shard of this records file is done and its files are there, but for those that were dropped."""
+    summary = read_summary(path)
+    if summary is None or not summary.done:
+        return False
+    absent = sum(not file.exists() for file in files)
+    return not absent or absent == sum(not record.file for record in read_records(path).images.values())
+
+
+def _merged(there: ShardRecords, own: ShardRecords, session: Session) -> ShardRecords:
+    """A picture has one record: its file never changes, so whoever wrote the record described the same file."""
+    images = {**there.images, **own.images}
+    failures = {**there.failures, **own.failures}
+    others = tuple(each for each in there.sessions if (each.worker, each.started) != (session.worker, session.started))
+    return ShardRecords(
+        images=images,
+        failures={index: failure for index, failure in failures.items() if index not in images},
+        sessions=(*others, session),
+    )
+
+
+def _summary(shard: Shard, records: ShardRecords) -> ShardSummary:
+    return ShardSummary(
+        shard=shard.index,
+        done=all(image.index in records.images for image in shard.images),
+        made=len(records.images),
+        flagged=sum(record.flagged for record in records.images.values()),
+        failed=len(records.failures),
+        sessions=records.sessions,
+    )
+
+
+def _to_line(value: Any) -> str:
+    return json.dumps(dataclasses.asdict(value), ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def _lines(path: Path) -> Iterator[Dict[str, Any]]:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    for line in data.split(b"\n"):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, dict):
+            yield values

@@ -1,0 +1,245 @@
+"""The run folder: where its files are, and how they are made, found and read. Nothing else knows these paths.
+
+    outputs/<name>-YYYYMMDD[-N]/
+      run.yaml                    planner, once     what was planned, with what, from what
+      plan.jsonl                  planner, once     one planned picture a line, by ascending index and shard
+      submissions.jsonl           launcher          one line a submission
+      samples/000/000123.png      owning worker     whole or absent
+      records/shard-00012.jsonl   owning worker     see jobs.records
+      logs/                       scheduler, launcher
+
+A run folder appears whole: it is written beside its name and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import json
+import os
+import re
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Tuple
+
+from jobs.config import Settings, build, read_yaml, to_yaml
+from jobs.plan import from_line, image_file
+from jobs.spec import ClusterProfile, JobSpec, PlanTotals, Shard
+from ldm.errors import RunError
+from ldm.inference.files import naming
+
+FORMAT = 1  # of the run folder; a later program says so when it meets an older one
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """The model that a run was planned with; paths are absolute, sizes in bytes."""
+
+    name: str
+    config: str
+    config_sha256: str
+    checkpoint: str
+    checkpoint_sha256: str
+    checkpoint_bytes: int
+    clip: Optional[str]
+    safety_checker: Optional[str]
+    size: int  # px, what the model was trained for
+    size_multiple: int  # px
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What run.yaml says. `created` is local time, ISO 8601."""
+
+    plan: PlanTotals
+    created: str
+    prompts: str
+    model: RunModel
+    settings: Settings
+    versions: Dict[str, Optional[str]]
+    commit: Optional[str]
+
+
+class RunDir:
+    """One run folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.plan_path = self.path / "plan.jsonl"
+        self.info_path = self.path / "run.yaml"
+        self.submissions_path = self.path / "submissions.jsonl"
+        self.logs = self.path / "logs"
+
+    def image_path(self, file: str) -> Path:
+        return self.path / file
+
+    def records_path(self, shard: int) -> Path:
+        return self.path / "records" / f"shard-{shard:05}.jsonl"
+
+    def info(self) -> RunInfo:
+        """What was planned here; RunError if this is no run folder, or one of another version."""
+        if not self.info_path.is_file():
+            raise RunError(f"{self.path} is no run folder: it has no run.yaml")
+        values = read_yaml(self.info_path)
+        if values.get("format") != FORMAT:
+            raise RunError(
+                f"{self.info_path} must be of format {FORMAT}, got {values.get('format')}; plan the run anew"
+            )
+        try:
+            return _info(values, str(self.info_path))
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{self.info_path} is damaged: {error}; plan the run anew") from error
+
+    def shard(self, index: int) -> Shard:
+        """One shard, found in the plan by bisection, so that a long plan is not read for a short shard."""
+        try:
+            with self.plan_path.open("rb") as file:
+                file.seek(_shard_start(file, self.plan_path.stat().st_size, index))
+                images = tuple(image for image in _images(file) if image.shard == index)
+        except OSError as error:
+            raise RunError(f"cannot read {self.plan_path}: {error.strerror}") from error
+        if not images:
+            raise RunError(f"{self.path} has no shard {index}")
+        return Shard(index=index, images=images)
+
+    def submissions(self) -> List[Dict[str, Any]]:
+        """What was submitted, oldest first."""
+        if not self.submissions_path.exists():
+            return []
+        lines = self.submissions_path.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def add_submission(self, values: Dict[str, Any]) -> None:
+        line = json.dumps(values, ensure_ascii=False, separators=(",", ":")) + "\n"
+        with naming(self.submissions_path), self.submissions_path.open("ab") as file:
+            file.write(line.encode("utf-8"))
+
+
+def find_runs(outputs: Path, name: str) -> List[RunDir]:
+    """The runs of this name, newest first."""
+    pattern = re.compile(re.escape(name) + r"-(\d{8})(?:-(\d+))?")
+    if not outputs.is_dir():
+        return []
+    found = [(pattern.fullmatch(entry.name), entry.path) for entry in os.scandir(outputs)]
+    dated = [((match.group(1), int(match.group(2) or 1)), path) for match, path in found if match]
+    return [RunDir(Path(path)) for _, path in sorted(dated, reverse=True)]
+
+
+@contextlib.contextmanager
+def drafted(outputs: Path, name: str) -> Iterator[Path]:
+    """A new folder beside the runs to write one in; what is left of it at the end is removed."""
+    draft = outputs.absolute() / f".{name}.{uuid.uuid4().hex[:12]}.part"
+    try:
+        with naming(draft):
+            for folder in ("samples", "records", "logs"):
+                (draft / folder).mkdir(parents=True)
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def publish(draft: Path, name: str, today: datetime.date) -> RunDir:
+    """Give a finished draft the first free name of the day."""
+    number = 1
+    while True:
+        path = draft.parent / f"{name}-{today:%Y%m%d}{f'-{number}' if number > 1 else ''}"
+        number += 1
+        if path.exists():
+            continue
+        try:
+            os.rename(draft, path)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                continue
+            with naming(path):
+                raise
+        return RunDir(path)
+
+
+def write_info(folder: Path, info: RunInfo) -> None:
+    """Write the run.yaml of a draft."""
+    text = to_yaml(
+        {
+            "format": FORMAT,
+            "created": info.created,
+            **vars(info.plan),
+            "prompts": info.prompts,
+            "commit": info.commit,
+            "versions": info.versions,
+            "model": info.model,
+            "spec": info.settings.spec,
+            "cluster": info.settings.profile,
+        }
+    )
+    with naming(folder / "run.yaml"):
+        (folder / "run.yaml").write_text(text, encoding="utf-8")
+
+
+def plan_id_of(run: RunDir) -> Optional[str]:
+    """The id of a run's plan, None where it cannot be read: another program's folder is not in the way of a new run."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        found = re.search(r"^plan_id: ([0-9a-f]{64})$", run.info_path.read_text(encoding="utf-8"), re.MULTILINE)
+        return found.group(1) if found else None
+    return None
+
+
+def shard_indices(plan: PlanTotals, images_per_shard: int, shard: int) -> range:
+    """The indices of a shard's pictures."""
+    return range(shard * images_per_shard, min((shard + 1) * images_per_shard, plan.images))
+
+
+def shard_files(run: RunDir, info: RunInfo, shard: int) -> List[Path]:
+    """The files that a shard leaves when nothing is dropped or failed."""
+    indices = shard_indices(info.plan, info.settings.spec.images_per_shard, shard)
+    return [run.image_path(image_file(index)) for index in indices]
+
+
+def _info(values: Dict[str, Any], where: str) -> RunInfo:
+    spec = build(JobSpec, [(key, value, where) for key, value in values["spec"].items()])
+    profile = build(ClusterProfile, [(key, value, where) for key, value in values["cluster"].items()])
+    return RunInfo(
+        plan=PlanTotals(plan_id=values["plan_id"], images=values["images"], shards=values["shards"]),
+        created=values["created"],
+        prompts=values["prompts"],
+        model=RunModel(**values["model"]),
+        settings=Settings(spec, profile),
+        versions=values["versions"],
+        commit=values["commit"],
+    )
+
+
+def _images(file: BinaryIO) -> Iterator[Any]:
+    """The planned pictures from the file's position to the end of the shard that stands there."""
+    first = None
+    for line in file:
+        image = from_line(line.decode("utf-8"))
+        first = image.shard if first is None else first
+        if image.shard != first:
+            return
+        yield image
+
+
+def _shard_start(file: BinaryIO, size: int, shard: int) -> int:
+    """The offset of the first line whose shard is at least `shard`; lines ascend by shard."""
+    low, high = 0, size
+    while low < high:
+        middle = (low + high) // 2
+        _, found = _line_from(file, middle)
+        if found is None or found >= shard:
+            high = middle
+        else:
+            low = middle + 1
+    return _line_from(file, low)[0]
+
+
+def _line_from(file: BinaryIO, offset: int) -> Tuple[int, Optional[int]]:
+    """Where the first line at or behind `offset` starts, and its shard; None at the end of the file."""
+    file.seek(max(0, offset - 1))
+    if offset:
+        file.readline()
+    start = file.tell()
+    line = file.readline()
+    return start, from_line(line.decode("utf-8")).shard if line else None

@@ -1,0 +1,119 @@
+"""The text of a job for Slurm, as data around shell that stands in files of its own (jobs/templates).
+
+    directives (#SBATCH)    exports    site.sh    the site's own lines    ready.sh    array.sh
+
+`submit` gives the same exports, site.sh, lines and ready.sh to submitit, so both ways meet the same site.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+from jobs.config import Settings
+from jobs.plan import index_ranges
+from jobs.rundir import RunDir
+from ldm.errors import OutputError
+from ldm.inference.models import PROJECT_ROOT
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+UNQUOTABLE = "%\\\n"  # Slurm expands the first two in the path of a log, and a directive is one line
+
+
+def render(run: RunDir, settings: Settings, shards: Sequence[int], total: int) -> str:
+    """A plain sbatch file whose array makes `shards`, of `total` in the run.
+
+    Array task k of N makes the shards k, k + N, ..., so N stays when the file is submitted again for what is missing.
+    """
+    spec, profile = settings.spec, settings.profile
+    parts = min(math.ceil(total / spec.cards), profile.max_array_size)
+    indices = sorted({shard // spec.cards % parts for shard in shards})
+    limit = f"%{spec.max_parallel}" if spec.max_parallel else ""
+    header = directives(run, settings)
+    header["array"] = index_ranges(indices) + limit
+    header["output"] = str(log_pattern(run))
+    lines = [f"#SBATCH {flag(key, value)}" for key, value in sorted(header.items()) if key not in profile.omit]
+    blocks = [
+        "#!/bin/bash\n" + "\n".join(lines),
+        *setup_blocks(run, settings, {"SDBATCH_PARTS": str(parts)}),
+        _template("array.sh"),
+    ]
+    return "\n\n".join(block.strip() for block in blocks) + "\n"
+
+
+def directives(run: RunDir, settings: Settings) -> Dict[str, str]:
+    """What both ways ask of Slurm, by long name; an empty value is a flag.
+
+    Cards are asked for by --gres alone: --gpus-per-node and its kin know no other resource than `gpu`.
+    """
+    spec, profile = settings.spec, settings.profile
+    check_log_path(run)
+    asked: Dict[str, Any] = {
+        "job-name": run.path.name,
+        "partition": profile.partition,
+        "account": profile.account,
+        "qos": profile.qos,
+        "nodes": 1,
+        "ntasks-per-node": spec.cards,
+        "cpus-per-task": profile.cpus_per_card,
+        "gres": f"{profile.gres}:{spec.cards}" if profile.gres else None,
+        "time": spec.time_limit_min,
+        "open-mode": "append",
+        "requeue" if spec.requeue else "no-requeue": "",
+        **profile.directives,
+    }
+    return {key: str(value) for key, value in asked.items() if value is not None}
+
+
+def setup_blocks(run: RunDir, settings: Settings, extra: Dict[str, str]) -> List[str]:
+    """The shell text before the work: exports, what the site's lines rely on, those lines, and what follows them."""
+    spec, profile = settings.spec, settings.profile
+    values = {
+        "OMP_NUM_THREADS": str(profile.cpus_per_card),
+        **{name: str(value) for name, value in profile.env.items()},
+        "SDBATCH_ROOT": str(PROJECT_ROOT),
+        "SDBATCH_RUN": str(run.path),
+        "SDBATCH_PYTHON": profile.python or sys.executable,
+        "SDBATCH_CARDS": str(spec.cards),
+        "SDBATCH_CPUS_PER_CARD": str(profile.cpus_per_card),
+        "SDBATCH_BATCH_SIZE": str(spec.batch_size),
+        "SDBATCH_DEVICE": worker_device(settings),
+        **extra,
+    }
+    exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in values.items())
+    return [exports, _template("site.sh"), "\n".join(profile.setup), _template("ready.sh")]
+
+
+def worker_device(settings: Settings) -> str:
+    """The device of a job: where cards are asked for, `auto` must not end on the CPU in silence."""
+    asks_for_cards = settings.profile.scheduler == "slurm" and settings.profile.gres is not None
+    return "gpu" if settings.spec.device == "auto" and asks_for_cards else settings.spec.device
+
+
+def worker_words(settings: Settings) -> List[str]:
+    """What a worker is told beyond its run folder: how to work, which may differ from what the plan recorded."""
+    return [f"batch_size={settings.spec.batch_size}", f"device={worker_device(settings)}"]
+
+
+def log_pattern(run: RunDir) -> Path:
+    """Where Slurm writes the log of an array task."""
+    return run.logs / "%A_%a.log"
+
+
+def check_log_path(run: RunDir) -> None:
+    """Refuse a run folder whose path Slurm would read otherwise than it is written."""
+    found = [character for character in UNQUOTABLE if character in str(run.path)]
+    if found:
+        raise OutputError(f"the path of a run on Slurm must not hold {found[0]!r}, got {run.path}; give outputs=FOLDER")
+
+
+def flag(key: str, value: str) -> str:
+    """A directive as it stands behind #SBATCH."""
+    return f"--{key}={shlex.quote(value)}" if value else f"--{key}"
+
+
+def _template(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")

@@ -1,0 +1,133 @@
+"""Slurm's commands and what they print: the one module that talks to the scheduler.
+
+Submitting goes through submitit, with its traps closed: no wckey, no variable of an enclosing allocation in the job, an
+absolute interpreter, and a function that the job finds by its module, wherever it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from jobs.plan import parse_ranges
+from ldm.errors import ConfigError, SchedulerError
+from ldm.inference.cards import CUDA, HIP, ROCR
+
+log = logging.getLogger(__name__)
+
+RunCommand = Callable[[Sequence[str]], str]
+
+COMMAND_SECONDS = 60
+KEPT_VARIABLES = ("SLURM_CONF",)
+CARD_VARIABLES = (HIP, CUDA, ROCR, "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK")
+# What submitit must be given as a parameter of its own, for it counts with it; and what it writes whatever one says.
+NATIVE_DIRECTIVES = ("job-name", "nodes", "ntasks-per-node", "time")
+FIXED_DIRECTIVES = ("nodes", "open-mode", "output", "signal", "time")
+
+
+def run_command(command: Sequence[str]) -> str:
+    """What a scheduler's command prints; SchedulerError with its own words if it fails or is not here."""
+    try:
+        done = subprocess.run(list(command), capture_output=True, timeout=COMMAND_SECONDS, check=False)
+    except FileNotFoundError as error:
+        raise SchedulerError(f"{command[0]} is not here: load the site's Slurm, or use cluster=local") from error
+    except subprocess.TimeoutExpired as error:
+        raise SchedulerError(f"{command[0]} gave no answer within {COMMAND_SECONDS} s") from error
+    if done.returncode:
+        raise SchedulerError(f"{' '.join(command)}: {' '.join(done.stderr.decode('utf-8', 'replace').split())}")
+    return done.stdout.decode("utf-8", "replace")
+
+
+def allocated_cards(environ: Mapping[str, str], run: RunCommand = run_command) -> Optional[List[str]]:
+    """The numbers of the cards that Slurm gave this job on this node, None where it does not say.
+
+    A generic GRES such as `dcu` sets no variable; the controller alone knows which cards are the job's.
+    """
+    node, job = environ.get("SLURMD_NODENAME"), job_of(environ)
+    if not node or not job:
+        return None
+    try:
+        text = run(["scontrol", "show", "job", "-d", job])
+        for nodes, cards in parse_card_lines(text):
+            if node in run(["scontrol", "show", "hostnames", nodes]).split():
+                return cards
+    except SchedulerError as error:
+        log.warning("Slurm does not say which cards are this job's, so they are counted from 0: %s", error)
+    return None
+
+
+def job_of(environ: Mapping[str, str]) -> Optional[str]:
+    """The job of this process as scontrol takes it; an array's last task has the number of the whole array."""
+    if "SLURM_ARRAY_JOB_ID" in environ and "SLURM_ARRAY_TASK_ID" in environ:
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    return environ.get("SLURM_JOB_ID")
+
+
+def parse_card_lines(text: str) -> List[Tuple[str, List[str]]]:
+    """The groups of nodes in `scontrol show job -d`, each with its cards, from lines such as
+    `Nodes=dcu[1-2] CPU_IDs=0-7 Mem=16384 GRES=dcu:2(IDX:0,2-3)`.
+    """
+    found = re.findall(r"\bNodes=(\S+) .*?\bGRES=\S*?\(IDX:([0-9,-]+)\)", text)
+    return [(nodes, [str(card) for card in parse_ranges(numbers)]) for nodes, numbers in found]
+
+
+@contextlib.contextmanager
+def outside_any_job() -> Iterator[None]:
+    """No variable of an enclosing allocation, nor any choice of cards made out here, reaches what is submitted."""
+    before = dict(os.environ)
+    inside = "SLURM_JOB_ID" in before
+    for name in before:
+        leaks = inside and name.startswith(("SLURM_", "SBATCH_", "SRUN_")) and name not in KEPT_VARIABLES
+        if leaks or name in CARD_VARIABLES:
+            del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def submit_array(
+    function: Callable[..., Any],
+    arguments: Sequence[Tuple[Any, ...]],
+    folder: Path,
+    parameters: Dict[str, Any],
+    python: str,
+) -> List[str]:
+    """Submit one array task for each tuple of arguments; the ids of the tasks, such as 12_0, or 12 for a single one."""
+    try:
+        from submitit import SlurmExecutor
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+    except ImportError as error:
+        raise SchedulerError(f"submitit is needed to submit, and cannot be imported: {error}") from error
+    with outside_any_job():
+        try:
+            executor = SlurmExecutor(folder=folder, python=python)
+            executor.update_parameters(**parameters)
+            return [str(job.job_id) for job in executor.map_array(function, *zip(*arguments))]
+        except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
+            raise SchedulerError(f"Slurm did not take the job: {' '.join(str(error).split())}") from error
+
+
+def submitit_parameters(directives: Mapping[str, str], omit: Sequence[str]) -> Dict[str, Any]:
+    """What submitit is to be told so that it writes these directives, without those that the site refuses."""
+    fixed = [name for name in omit if name in FIXED_DIRECTIVES]
+    if fixed:
+        raise ConfigError(
+            f"submitit always writes --{fixed[0]}; for a site that refuses it use `python -m jobs render`"
+        )
+    kept = {name: value for name, value in directives.items() if name not in omit}
+    native = {name.replace("-", "_"): kept.pop(name, None) for name in NATIVE_DIRECTIVES}
+    return {
+        **native,
+        "nodes": int(directives["nodes"]),
+        "time": int(directives["time"]),
+        "wckey": None,
+        "stderr_to_stdout": True,
+        "additional_parameters": {name: value or True for name, value in kept.items()},
+    }

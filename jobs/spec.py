@@ -1,0 +1,166 @@
+"""What a user asks for, what a cluster is like, and what is planned from both: plain frozen data, checked where built.
+
+OmegaConf reads the annotations of `JobSpec` and `ClusterProfile`, so they are types that evaluate on Python 3.8.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple
+
+from ldm.errors import ConfigError, RequestError
+from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName
+
+PRECISIONS = ("full", "autocast")
+DEVICES = ("auto", "cpu", "gpu", "cuda", "dcu")
+SAFETY_POLICIES = ("keep", "blur", "black", "drop", "off")
+SCHEDULERS = ("local", "slurm")
+NAME = re.compile(r"\w[\w.+-]*")
+DIRECTIVE = re.compile(r"[a-z][a-z-]*")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+# These say how the work is done, not what is made: a run may go on under other values of them.
+HOW = ("outputs", "cluster", "batch_size", "device", "cards", "max_parallel", "time_limit_min", "requeue")
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One job, flat: every key may stand in a job file or as key=value. None takes what the model or the file says."""
+
+    name: Optional[str] = None  # of the run folder; None: that of the prompts file
+    outputs: str = "outputs"  # where run folders are made
+    cluster: str = "local"  # a profile in configs/clusters, or the path of one
+    model: str = "sd-v1"
+    config: Optional[str] = None
+    checkpoint: Optional[str] = None
+    clip: Optional[str] = None  # folder with vocab.json and merges.txt
+    safety_checker: Optional[str] = None  # folder of the safety model
+    safety: str = "keep"
+    images_per_prompt: int = 1
+    seed: int = 42  # of the first picture; the next gets one more
+    negative_prompt: str = ""
+    height: Optional[int] = None  # px
+    width: Optional[int] = None  # px
+    sampler: str = "plms"
+    steps: int = 50
+    guidance_scale: float = 7.5
+    eta: float = 0.0
+    images_per_shard: int = 100
+    precision: str = "autocast"
+    batch_size: int = 4
+    device: str = "auto"
+    cards: int = 1  # per array task, one process each
+    max_parallel: Optional[int] = None  # array tasks at a time
+    time_limit_min: int = 120  # per array task
+    requeue: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("images_per_prompt", "images_per_shard", "batch_size", "cards", "time_limit_min"):
+            _check_at_least_one(name, getattr(self, name))
+        if self.max_parallel is not None:
+            _check_at_least_one("max_parallel", self.max_parallel)
+        if self.name is not None and not NAME.fullmatch(self.name):
+            raise ConfigError(f"name must be letters, digits and any of _ . + -, not first, got {self.name!r}")
+        _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("device", self.device, DEVICES)
+        _check_choice("safety", self.safety, SAFETY_POLICIES)
+        _check_choice("sampler", self.sampler, tuple(member.value for member in SamplerName))
+
+
+@dataclass(frozen=True)
+class ClusterProfile:
+    """What a site is like: data, not code. `gres` is the resource's name without a count, such as dcu or gpu:a100."""
+
+    scheduler: str = "local"
+    partition: Optional[str] = None
+    account: Optional[str] = None
+    qos: Optional[str] = None
+    gres: Optional[str] = None
+    cards_per_node: int = 1
+    cpus_per_card: int = 1
+    python: Optional[str] = None  # absolute path of the interpreter in a job; None: the one that submits
+    setup: List[str] = field(default_factory=list)  # shell lines, run before the work; the first that fails ends it
+    env: Dict[str, str] = field(default_factory=dict)
+    directives: Dict[str, str] = field(default_factory=dict)  # further #SBATCH lines by long name; "" has no value
+    omit: List[str] = field(default_factory=list)  # #SBATCH lines that the site refuses, by long name
+    max_array_size: int = 1001  # Slurm's MaxArraySize: the highest index is one less
+    price_per_card_hour: Optional[float] = None
+
+    def __post_init__(self) -> None:
+        _check_choice("scheduler", self.scheduler, SCHEDULERS)
+        for name in ("cards_per_node", "cpus_per_card", "max_array_size"):
+            _check_at_least_one(name, getattr(self, name))
+        for directive in (*self.omit, *self.directives):
+            if not DIRECTIVE.fullmatch(directive):
+                raise ConfigError(f"a directive is written by its long name without dashes, got {directive!r}")
+        for variable in self.env:
+            if not VARIABLE.fullmatch(variable):
+                raise ConfigError(f"env must name variables of letters, digits and _, got {variable!r}")
+        if self.price_per_card_hour is not None and self.price_per_card_hour < 0:
+            raise ConfigError(f"price_per_card_hour must not be negative, got {self.price_per_card_hour}")
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """One picture of a plan. `file` is its path below the run folder."""
+
+    index: int
+    shard: int
+    file: str
+    request_id: str
+    request: GenerationRequest
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The pictures that one process makes, in the order of the plan."""
+
+    index: int
+    images: Tuple[PlannedImage, ...]
+
+
+@dataclass(frozen=True)
+class PlanTotals:
+    """What is known of a plan once all of it has been written: its identity and its size."""
+
+    plan_id: str
+    images: int
+    shards: int
+
+
+def template_request(spec: JobSpec, *, size: int) -> GenerationRequest:
+    """The request that every line of the prompts file starts from; `size` px is what the model was trained for."""
+    try:
+        return GenerationRequest(
+            prompt="",
+            negative_prompt=spec.negative_prompt,
+            seed=spec.seed,
+            height=size if spec.height is None else spec.height,
+            width=size if spec.width is None else spec.width,
+            sampler=SamplerConfig(
+                name=SamplerName(spec.sampler), steps=spec.steps, guidance_scale=spec.guidance_scale, eta=spec.eta
+            ),
+        )
+    except RequestError as error:
+        raise ConfigError(f"{error} (from the job's settings)") from error
+
+
+def how_changes(old: JobSpec, new: JobSpec) -> Dict[str, Any]:
+    """The settings of `new` that a run planned under `old` can still take over, where they differ."""
+    return {name: getattr(new, name) for name in HOW if getattr(new, name) != getattr(old, name)}
+
+
+def with_changes(spec: JobSpec, changes: Dict[str, Any]) -> JobSpec:
+    return dataclasses.replace(spec, **changes)
+
+
+def _check_at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name} must be at least 1, got {value}")
+
+
+def _check_choice(name: str, value: str, known: Tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")

@@ -1,0 +1,12 @@
+# shellcheck shell=bash
+set -u
+finish() {
+  status=$?
+  echo "part $SLURM_ARRAY_TASK_ID of $SDBATCH_PARTS ended with status $status on $(hostname)" >&2
+  exit "$status"
+}
+trap finish EXIT
+# One process a card. They are independent: one that fails does not end the others (a site may have set otherwise).
+srun --ntasks="$SDBATCH_CARDS" --cpus-per-task="$SDBATCH_CPUS_PER_CARD" --kill-on-bad-exit=0 --wait=0 \
+  "$SDBATCH_PYTHON" -m jobs work --part "$SLURM_ARRAY_TASK_ID/$SDBATCH_PARTS" "$SDBATCH_RUN" \
+  "batch_size=$SDBATCH_BATCH_SIZE" "device=$SDBATCH_DEVICE"

@@ -1,0 +1,16 @@
+# shellcheck shell=bash
+# Before the lines of the site: what they may rely on. They are not written for `set -u`, so it is not set here.
+set -eE -o pipefail
+trap 'echo "jobs: error: a line of the setup failed with status $?: $BASH_COMMAND" >&2' ERR
+ulimit -c 0
+if ! command -v module > /dev/null; then
+  for init in /etc/profile.d/modules.sh /etc/profile.d/lmod.sh /etc/profile.d/z00_lmod.sh; do
+    if [ -r "$init" ]; then
+      set +e
+      # shellcheck disable=SC1090  # the site's own file
+      . "$init"
+      set -e
+      break
+    fi
+  done
+fi
