@@ -194,7 +194,7 @@ def draw(sprite: Sprite, colour: Tuple[int, int, int], size_px: int, placement: 
 
 @dataclass(frozen=True)
 class EmojiPictures:
-    """Captioned pictures without end; the same seed and index give the same picture on every machine."""
+    """Captioned pictures without end, each fixed by the seed and its number."""
 
     sprites: Sequence[Sprite]
     size_px: int = 64
