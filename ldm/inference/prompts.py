@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 Fields = Dict[str, Any]
 Digest = Callable[[Path], str]
+# One line, stripped, to its fields; None for one that asks for nothing.
+Parser = Callable[[str], Optional[Fields]]
 
 # The fields of a `.jsonl` line, and how an error calls the kind of value that each takes.
 TEXT, WHOLE, NUMBER = "a text", "a whole number", "a number"
@@ -57,7 +59,7 @@ def read_prompts(
     """
     digest = functools.lru_cache(maxsize=DIGESTS_KEPT)(sha256_of)
     number = 0
-    for line, fields in _parsed_lines(path):
+    for line, fields in _parsed_lines(path, _parser_for(path)):
         for copy in range(images_per_prompt):
             seed = fields["seed"] + copy if "seed" in fields else template.seed + number
             try:
@@ -69,7 +71,15 @@ def read_prompts(
             yield request
             number += 1
     if number == 0:
-        raise RequestError(f"{path} must hold at least one prompt, found none; write one a line")
+        raise _no_prompts(path)
+
+
+def read_lines(path: Path) -> List[str]:
+    """The prompts of a text file of any name, for a command that takes nothing else from it; errors as above."""
+    prompts = [fields["prompt"] for _, fields in _parsed_lines(path, _parse_text)]
+    if not prompts:
+        raise _no_prompts(path)
+    return prompts
 
 
 def build_request(
@@ -109,11 +119,19 @@ def _first_undecodable_line(path: Path, codec: str) -> Optional[int]:
     return None
 
 
-def _parsed_lines(path: Path) -> Iterator[Tuple[int, Fields]]:
-    parsers = {".txt": _parse_text, ".jsonl": _parse_json}
+def _no_prompts(path: Path) -> RequestError:
+    return RequestError(f"{path} must hold at least one prompt, found none; write one a line")
+
+
+def _parser_for(path: Path) -> Parser:
+    parsers: Dict[str, Parser] = {".txt": _parse_text, ".jsonl": _parse_json}
     parse = parsers.get(path.suffix.lower())
     if parse is None:
         raise RequestError(f"a prompts file must end in .txt or .jsonl, got {path}")
+    return parse
+
+
+def _parsed_lines(path: Path, parse: Parser) -> Iterator[Tuple[int, Fields]]:
     with path.open(encoding=find_encoding(path)) as file:
         for number, line in enumerate(file, start=1):
             try:

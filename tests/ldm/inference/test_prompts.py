@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ldm.errors import RequestError
-from ldm.inference.prompts import find_encoding, read_prompts
+from ldm.inference.prompts import find_encoding, read_lines, read_prompts
 from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName, Spacing
 
 TEMPLATE = GenerationRequest(prompt="", negative_prompt="blurry", seed=7, height=64, width=128)
@@ -40,6 +40,13 @@ def failure(path: Path) -> str:
 def test_each_line_of_a_text_file_is_a_prompt(tmp_path):
     path = text_file(tmp_path, "a lion\n\n  # a remark\n \t\na cat, sitting # on a mat\n")
     assert prompts(path) == ["a lion", "a cat, sitting # on a mat"]
+
+
+@pytest.mark.parametrize("name", ["prompts", "prompts.list", "prompts.txt"])
+def test_lines_alone_are_read_from_a_file_of_any_name(tmp_path, name):
+    assert read_lines(text_file(tmp_path, "\ufeffa lion\n\n# a remark\n一只猫\n", name=name)) == ["a lion", "一只猫"]
+    with pytest.raises(RequestError, match="must hold at least one prompt"):
+        read_lines(text_file(tmp_path, "# a remark\n", name=name))
 
 
 def test_what_a_line_does_not_say_is_taken_from_the_template(tmp_path):
