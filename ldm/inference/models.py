@@ -38,11 +38,14 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A latent has `channels`, and sides `factor` times shorter than the picture's. `size`: trained for, in pixels."""
+    """A latent has `channels`, and sides `factor` times shorter than the picture's. Pixels of a side that the U-Net was
+    trained for: `size`; that the first stage was: `first_stage_size`.
+    """
 
     channels: int
     factor: int
     size: int
+    first_stage_size: int
 
     @property
     def size_multiple(self) -> int:
@@ -95,12 +98,12 @@ def find_files(entry: ModelEntry, *, config: Optional[str] = None, checkpoint: O
     found_config = find_file([config or entry.config])
     if found_config is None:
         raise ConfigError(
-            f"no config of {entry.name}: looked for {_looked_for([config or entry.config])}; give --config FILE"
+            f"no config of {entry.name}: looked for {looked_for([config or entry.config])}; give --config FILE"
         )
     wanted = [checkpoint] if checkpoint else list(entry.checkpoints)
     found = find_file(wanted)
     if found is None:
-        raise WeightsError(f"no weights of {entry.name}: looked for {_looked_for(wanted)}; {_remedy(entry)}")
+        raise WeightsError(f"no weights of {entry.name}: looked for {looked_for(wanted)}; {_remedy(entry)}")
     name = Path(checkpoint).stem if checkpoint else entry.name
     return ModelFiles(name=name, config=found_config, checkpoint=found, safety_checker=entry.safety_checker)
 
@@ -115,13 +118,23 @@ def find_file(names: Sequence[str], *, folder: bool = False) -> Optional[Path]:
     return None
 
 
+def looked_for(names: Sequence[str]) -> str:
+    """The places of `find_file`, for an error."""
+    roots = dict.fromkeys([str(Path.cwd()), str(PROJECT_ROOT)])
+    return f"{' and '.join(names)} in {' and in '.join(roots)}"
+
+
 def read_shape(config: Path) -> ModelShape:
     """What sizes the model of this YAML works on; ConfigError where the YAML does not say."""
     params = _subtree(_load_yaml(config), "model.params", config)
-    channel_mult = _subtree(params, "first_stage_config.params.ddconfig.ch_mult", config)
-    factor = 2 ** (len(channel_mult) - 1)
-    size = int(_subtree(params, "image_size", config)) * factor
-    return ModelShape(channels=int(_subtree(params, "channels", config)), factor=factor, size=size)
+    first_stage = _subtree(params, "first_stage_config.params.ddconfig", config)
+    factor = 2 ** (len(_subtree(first_stage, "ch_mult", config)) - 1)
+    return ModelShape(
+        channels=int(_subtree(params, "channels", config)),
+        factor=factor,
+        size=int(_subtree(params, "image_size", config)) * factor,
+        first_stage_size=int(_subtree(first_stage, "resolution", config)),
+    )
 
 
 def _load_yaml(path: Path) -> Any:
@@ -142,11 +155,6 @@ def _subtree(node: Any, dotted: str, path: Path) -> Any:
         if node is None:
             raise ConfigError(f"{path} must have the key {key!r} of {dotted}; see {SD_V1.config}")
     return node
-
-
-def _looked_for(names: Sequence[str]) -> str:
-    roots = dict.fromkeys([str(Path.cwd()), str(PROJECT_ROOT)])
-    return f"{' and '.join(names)} in {' and in '.join(roots)}"
 
 
 def _remedy(entry: ModelEntry) -> str:

@@ -22,7 +22,7 @@ from ldm.inference.checkpoint import LoadReport, load_model
 from ldm.inference.files import sha256_of
 from ldm.inference.images import Pixels, read_picture, resize, to_pixels, to_tensor
 from ldm.inference.runtime import Precision, compute_dtype, pick_device
-from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName
+from ldm.inference.spec import GenerationRequest, InitImage, SamplerConfig, SamplerName
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.models.diffusion.guidance import guided
@@ -78,15 +78,9 @@ def noise_for(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     return SeededNoise(seeds, shape).draw()
 
 
-def steps_to_undo(sampler: Sampler, config: SamplerConfig, strength: float) -> int:
-    """How many of the chosen steps img2img takes, as the original counts them; 1.0 is all of them."""
-    steps = int(strength * config.steps)
-    if steps < 1:
-        raise RequestError(
-            f"strength {strength} of {config.steps} steps is no step at all; "
-            f"strength must be at least {1 / config.steps:.3g} with so many steps"
-        )
-    return min(steps, len(sampler.table))
+def steps_from(init: InitImage, sampler: Sampler, config: SamplerConfig) -> int:
+    """How many of the chosen steps img2img takes; near 1000 the schedule has fewer than were asked for."""
+    return min(init.steps_of(config.steps), len(sampler.table))
 
 
 class Pipeline:
@@ -191,7 +185,7 @@ class Pipeline:
         sampler = self.sampler(config)
         table = sampler.table
         if init is not None:
-            steps = steps_to_undo(sampler, config, init.strength)
+            steps = steps_from(init, sampler, config)
             clean = torch.cat([self._init_latent(request) for request in batch])
             x, table = sampler.stochastic_encode(clean, steps, noise=x), table.last(steps)
         cond = self.encode_text([request.prompt for request in batch])

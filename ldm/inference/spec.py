@@ -54,8 +54,9 @@ class SamplerConfig:
         if self.eta and self.name is not SamplerName.DDIM:
             raise RequestError(f"eta={self.eta} needs sampler 'ddim'; {self.name.value!r} adds no noise")
         if self.schedule is not Spacing.UNIFORM and self.name is SamplerName.DPM_SOLVER:
-            raise RequestError(f"schedule={self.schedule.value!r} needs sampler 'ddim' or 'plms'; "
-                               "'dpm_solver' has steps of its own")
+            raise RequestError(
+                f"schedule={self.schedule.value!r} needs sampler 'ddim' or 'plms'; 'dpm_solver' has steps of its own"
+            )
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,16 @@ class InitImage:
     def __post_init__(self) -> None:
         if not 0.0 < self.strength <= 1.0:
             raise RequestError(f"strength must be above 0 and at most 1, got {self.strength}")
+
+    def steps_of(self, steps: int) -> int:
+        """How many of a sampler's steps are taken from here, as the original counts them."""
+        taken = int(self.strength * steps)
+        if taken < 1:
+            raise RequestError(
+                f"strength {self.strength} of {steps} steps is no step at all; "
+                f"it must be at least {1 / steps:.3g} with so many"
+            )
+        return taken
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,8 @@ class GenerationRequest:
             raise RequestError(f"seed must be in 0..{SEED_LIMIT - 1}, got {self.seed}")
         check_size("height", self.height)
         check_size("width", self.width)
+        if self.init is not None:
+            self.init.steps_of(self.sampler.steps)
 
     @property
     def request_id(self) -> str:
@@ -119,7 +132,9 @@ def check_size(name: str, value: int, multiple: int = SIZE_MULTIPLE) -> None:
     """Refuse a side in pixels that the model cannot make, and name the nearest one that it can."""
     if value % multiple or not multiple <= value <= SIZE_LIMIT:
         nearest = min(max(round(value / multiple), 1) * multiple, SIZE_LIMIT)
-        raise RequestError(f"{name} must be a multiple of {multiple} px, at most {SIZE_LIMIT}, got {value}; try {nearest}")
+        raise RequestError(
+            f"{name} must be a multiple of {multiple} px, at most {SIZE_LIMIT}, got {value}; try {nearest}"
+        )
 
 
 def to_json(request: GenerationRequest) -> Dict[str, Any]:

@@ -20,7 +20,7 @@ model:
     channels: 4
     first_stage_config:
       params:
-        ddconfig: {ch_mult: [1, 1, 2]}
+        ddconfig: {ch_mult: [1, 1, 2], resolution: 32}
 """
 
 
@@ -111,9 +111,10 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 def test_sizes_are_read_from_the_config(project):
-    assert read_shape(put(project / "tiny.yaml")) == ModelShape(channels=4, factor=4, size=64)
-    assert ModelShape(channels=4, factor=4, size=64).size_multiple == 8
-    assert ModelShape(channels=4, factor=16, size=512).size_multiple == 16
+    shape = read_shape(put(project / "tiny.yaml"))
+    assert shape == ModelShape(channels=4, factor=4, size=64, first_stage_size=32)
+    assert shape.size_multiple == 8
+    assert ModelShape(channels=4, factor=16, size=512, first_stage_size=256).size_multiple == 16
 
 
 @pytest.mark.parametrize(

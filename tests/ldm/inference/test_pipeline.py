@@ -12,7 +12,7 @@ from ldm.errors import DeviceError, GenerationError, RequestError, WeightsError
 from ldm.inference.censor import Censor
 from ldm.inference.files import sha256_of
 from ldm.inference.images import encode_png
-from ldm.inference.pipeline import Pipeline, SeededNoise, noise_for, steps_to_undo
+from ldm.inference.pipeline import Pipeline, SeededNoise, noise_for, steps_from
 from ldm.inference.runtime import Precision
 from ldm.inference.safety import SafetyPolicy
 from ldm.inference.spec import GenerationRequest, InitImage, SamplerConfig, SamplerName, Spacing
@@ -193,15 +193,13 @@ def test_an_init_image_that_changed_since_it_was_asked_for_is_refused(tmp_path):
 )
 def test_strength_is_counted_in_steps_as_the_original_counts(pipeline, steps, strength, taken):
     config = SamplerConfig(name=SamplerName.DDIM, steps=steps)
-    assert steps_to_undo(pipeline.sampler(config), config, strength) == taken
+    init = InitImage(path="a.png", sha256="", strength=strength)
+    assert steps_from(init, pipeline.sampler(config), config) == taken
 
 
-def test_a_strength_of_no_step_at_all_is_refused(pipeline):
-    config = SamplerConfig(steps=10)
-    with pytest.raises(
-        RequestError, match=r"strength 0\.05 of 10 steps is no step at all; strength must be at least 0\.1"
-    ):
-        steps_to_undo(pipeline.sampler(config), config, 0.05)
+def test_a_strength_of_no_step_at_all_is_refused():
+    with pytest.raises(RequestError, match=r"strength 0\.05 of 10 steps is no step at all; it must be at least 0\.1"):
+        request(sampler=SamplerConfig(steps=10), init=InitImage(path="a.png", sha256="", strength=0.05))
 
 
 def test_numbers_that_overflowed_are_an_error_that_names_the_picture():
