@@ -14,7 +14,7 @@ from ldm.errors import ConfigError, RequestError
 from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName
 
 PRECISIONS = ("full", "autocast")
-DEVICES = ("auto", "cpu", "gpu", "cuda", "dcu")
+DEVICES = ("auto", "cpu", "gpu", "dcu")
 SAFETY_POLICIES = ("keep", "blur", "black", "drop", "off")
 SCHEDULERS = ("local", "slurm")
 NAME = re.compile(r"\w[\w.+-]*")
