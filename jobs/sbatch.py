@@ -116,4 +116,4 @@ def flag(key: str, value: str) -> str:
 
 
 def _template(name: str) -> str:
-    return (TEMPLATES / name).read_text(encoding="utf-8")
+    return (TEMPLATES / name).read_text(encoding="utf-8").partition("\n")[2]  # without shellcheck's own line

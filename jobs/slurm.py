@@ -25,9 +25,9 @@ RunCommand = Callable[[Sequence[str]], str]
 COMMAND_SECONDS = 60
 KEPT_VARIABLES = ("SLURM_CONF",)
 CARD_VARIABLES = (HIP, CUDA, ROCR, "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK")
-# What submitit must be given as a parameter of its own, for it counts with it; and what it writes whatever one says.
-NATIVE_DIRECTIVES = ("job-name", "nodes", "ntasks-per-node", "time")
-FIXED_DIRECTIVES = ("nodes", "open-mode", "output", "signal", "time")
+# What submitit counts with, so that it wants them as numbers of its own; and what it writes whatever one says.
+COUNTED_DIRECTIVES = ("nodes", "ntasks-per-node", "time")
+FIXED_DIRECTIVES = (*COUNTED_DIRECTIVES, "open-mode", "output", "signal")
 
 
 def run_command(command: Sequence[str]) -> str:
@@ -122,11 +122,10 @@ def submitit_parameters(directives: Mapping[str, str], omit: Sequence[str]) -> D
             f"submitit always writes --{fixed[0]}; for a site that refuses it use `python -m jobs render`"
         )
     kept = {name: value for name, value in directives.items() if name not in omit}
-    native = {name.replace("-", "_"): kept.pop(name, None) for name in NATIVE_DIRECTIVES}
+    counts = {name.replace("-", "_"): int(kept.pop(name)) for name in COUNTED_DIRECTIVES}
     return {
-        **native,
-        "nodes": int(directives["nodes"]),
-        "time": int(directives["time"]),
+        **counts,
+        "job_name": kept.pop("job-name", None),
         "wckey": None,
         "stderr_to_stdout": True,
         "additional_parameters": {name: value or True for name, value in kept.items()},

@@ -66,7 +66,7 @@ def load_generate(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
 
 def _take_place(place: Place, spec: JobSpec, environ: MutableMapping[str, str]) -> Optional[Place]:
     """Bind the process to its card; None if the node has more processes than cards and this one goes without."""
-    if spec.device == "cpu" or spec.model == REHEARSAL:
+    if spec.device == "cpu":
         return place
     allocated = allocated_cards(environ) if listed_cards(environ) is None else None
     listed = listed_cards(environ) or allocated

@@ -1,7 +1,11 @@
 # shellcheck shell=bash
 # Before the lines of the site: what they may rely on. They are not written for `set -u`, so it is not set here.
+setup_failed() {
+  local line=${BASH_LINENO[${#BASH_LINENO[@]} - 2]}
+  echo "jobs: error: the setup failed with status $1 at: $(sed -n "${line}p" "$0")" >&2
+}
 set -eE -o pipefail
-trap 'echo "jobs: error: a line of the setup failed with status $?: $BASH_COMMAND" >&2' ERR
+trap 'setup_failed $?' ERR
 ulimit -c 0
 if ! command -v module > /dev/null; then
   for init in /etc/profile.d/modules.sh /etc/profile.d/lmod.sh /etc/profile.d/z00_lmod.sh; do
