@@ -87,9 +87,9 @@ def refuse_unknown(key: str, known: Iterable[str], what: str) -> None:
 
 def read_yaml(path: Path) -> Dict[str, Any]:
     """The map that a YAML file holds; a key that stands there twice is an error."""
-    import yaml  # type: ignore[import-untyped]  # its stubs are one more package
+    import yaml
 
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # a class without types
+    class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> Dict[Any, Any]:
             keys = [key.value for key, _ in node.value]
             twice = {key for key in keys if keys.count(key) > 1}

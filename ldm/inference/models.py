@@ -140,7 +140,7 @@ def read_shape(config: Path) -> ModelShape:
 def _load_yaml(path: Path) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError  # type: ignore[import-untyped]  # its stubs are one more package
+    from yaml import YAMLError
 
     try:
         return OmegaConf.load(path)
