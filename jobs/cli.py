@@ -14,11 +14,12 @@ from jobs.launch import missing_shards
 from jobs.prepare import Prepared, prepare_run
 from jobs.progress import Progress
 from jobs.rundir import RunDir, RunInfo
-from ldm.errors import GenerationError, RunError, SdbatchError
+from ldm.errors import ConfigError, GenerationError, RunError, SdbatchError
 
 log = logging.getLogger(__name__)
 
 DESCRIPTION = "A file of prompts and an allocation in; every picture exactly once out."
+DOCTOR = "look whether what a run under these settings needs is here: packages, weights, Slurm's partition and cards"
 SETTINGS = "any setting, as steps=30 or cluster.partition=x; cluster=NAME chooses a profile, job=FILE reads a job file"
 
 
@@ -78,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument("--shard", metavar="N", help="only these shards, as 3 or 0-3,7")
     work.add_argument("--part", metavar="K/N", default="0/1", help="only one of N parts of them, K from 0")
     add("status", _status, "count what is done, flagged, failed and missing", "RUN", run_help)
+    doctor = commands.add_parser("doctor", help="look whether everything is here", description=DOCTOR)
+    doctor.add_argument("settings", metavar="KEY=VALUE", nargs="*", help=SETTINGS)
+    doctor.set_defaults(run=_doctor)
     add("grid", _grid, "make a contact sheet of the first pictures", "RUN", run_help)
     return parser
 
@@ -125,6 +129,14 @@ def _status(options: argparse.Namespace) -> int:
     run = RunDir(options.subject)
     print("\n".join(format_report(make_report(run, run.info()))))
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from jobs.doctor import Verdict, examine
+
+    findings = examine(read_settings(options.settings))
+    print("\n".join(map(str, findings)))
+    return ConfigError.exit_code if any(finding.verdict is Verdict.FAIL for finding in findings) else 0
 
 
 def _grid(options: argparse.Namespace) -> int:

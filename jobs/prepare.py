@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import logging
 import os
 import platform
@@ -11,21 +12,36 @@ import subprocess
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, Optional, Sequence
 
-from jobs.config import Settings
+from jobs.config import Settings, read_yaml
 from jobs.plan import PlanDigest, planned_images, to_line
 from jobs.rehearsal import REHEARSAL, REHEARSAL_SIZE
 from jobs.rundir import RunDir, RunInfo, RunModel, drafted, find_runs, plan_id_of, publish, write_info
 from jobs.spec import JobSpec, PlanTotals, template_request
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, SdbatchError
 from ldm.inference.files import naming, sha256_of
 from ldm.inference.models import PROJECT_ROOT, entry_named, find_file, find_files, read_shape
 from ldm.inference.prompts import read_prompts
 from ldm.inference.spec import SIZE_MULTIPLE, GenerationRequest
+from ldm.modules.encoders.tokenizer import FILES, find_tokenizer
 
 log = logging.getLogger(__name__)
 
+REHEARSAL_MODEL = RunModel(
+    name=REHEARSAL,
+    config="",
+    config_sha256="",
+    checkpoint="",
+    checkpoint_sha256="",
+    checkpoint_bytes=0,
+    clip=None,
+    clip_sha256="",
+    safety_checker=None,
+    size=REHEARSAL_SIZE,
+    size_multiple=SIZE_MULTIPLE,
+)
+OPTIONS = {"ckpt": "checkpoint"}  # of the scripts, where a setting has another name
 PACKAGES = ("torch", "numpy", "Pillow", "omegaconf", "submitit", "tokenizers", "transformers")
 
 
@@ -71,10 +87,18 @@ def name_from(prompts: Path) -> str:
 def find_model(spec: JobSpec) -> RunModel:
     """The model's files on this machine, digested. Raises ConfigError or WeightsError where one is missing."""
     if spec.model == REHEARSAL:
-        return RunModel(REHEARSAL, "", "", "", "", 0, None, None, size=REHEARSAL_SIZE, size_multiple=SIZE_MULTIPLE)
+        return REHEARSAL_MODEL
+    try:
+        return _found_model(spec)
+    except SdbatchError as error:
+        raise type(error)(_in_settings(str(error))) from error
+
+
+def _found_model(spec: JobSpec) -> RunModel:
     files = find_files(entry_named(spec.model), config=spec.config, checkpoint=spec.checkpoint)
     shape = read_shape(files.config)
     checkpoint = files.checkpoint.absolute()
+    tokenizer = find_tokenizer(spec.clip, version=_tokenizer_version(files.config), checkpoint=checkpoint).absolute()
     log.info("reading %s (%.1f GiB) for its sha256", checkpoint, checkpoint.stat().st_size / 2**30)
     return RunModel(
         name=files.name,
@@ -83,11 +107,30 @@ def find_model(spec: JobSpec) -> RunModel:
         checkpoint=str(checkpoint),
         checkpoint_sha256=sha256_of(checkpoint),
         checkpoint_bytes=checkpoint.stat().st_size,
-        clip=_folder("clip", spec.clip),
+        clip=str(tokenizer),
+        clip_sha256=combined_sha256([tokenizer / name for name in FILES]),
         safety_checker=_safety_checker(spec, files.safety_checker),
         size=shape.size,
         size_multiple=shape.size_multiple,
     )
+
+
+def _in_settings(text: str) -> str:
+    """Advice that names a script's option, in the words of a job: --ckpt FILE is checkpoint=FILE here."""
+    return re.sub(r"--(\w+) ", lambda option: f"{OPTIONS.get(option.group(1), option.group(1))}=", text)
+
+
+def combined_sha256(paths: Sequence[Path]) -> str:
+    """One digest of several files, by their digests in order."""
+    return hashlib.sha256("".join(sha256_of(path) for path in paths).encode("ascii")).hexdigest()
+
+
+def _tokenizer_version(config: Path) -> Optional[str]:
+    """`version` of the text encoder in a model's YAML, a folder that some people set there."""
+    node: Any = read_yaml(config)
+    for key in ("model", "params", "cond_stage_config", "params", "version"):
+        node = node.get(key) if isinstance(node, dict) else None
+    return None if node is None else str(node)
 
 
 def _safety_checker(spec: JobSpec, usual: Optional[str]) -> Optional[str]:
@@ -135,6 +178,7 @@ def _write_plan(path: Path, prompts: Path, spec: JobSpec, model: RunModel) -> Pl
         {
             "config": model.config_sha256,
             "checkpoint": model.checkpoint_sha256,
+            "clip": model.clip_sha256,
             "precision": spec.precision,
             "safety": spec.safety,
         }

@@ -45,6 +45,7 @@ class RunModel:
     checkpoint_sha256: str
     checkpoint_bytes: int
     clip: Optional[str]
+    clip_sha256: str
     safety_checker: Optional[str]
     size: int  # px, what the model was trained for
     size_multiple: int  # px

@@ -36,8 +36,9 @@ def render(run: RunDir, settings: Settings, shards: Sequence[int], total: int) -
     header["array"] = index_ranges(indices) + limit
     header["output"] = str(log_pattern(run))
     lines = [f"#SBATCH {flag(key, value)}" for key, value in sorted(header.items()) if key not in profile.omit]
+    purpose = f"# Makes what is missing in {run.path}. Submit it with sbatch, as often as needed."
     blocks = [
-        "#!/bin/bash\n" + "\n".join(lines),
+        "\n".join(["#!/bin/bash", purpose, *lines]),
         *setup_blocks(run, settings, {"SDBATCH_PARTS": str(parts)}),
         _template("array.sh"),
     ]
