@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Mapping
 
 from ldm.errors import WeightsError
 from ldm.inference.unpickle import PickledTensor, load_pickle
-from ldm.inference.weightfile import GIVE_WEIGHTS, WeightFormat, cut_short, recognise
+from ldm.inference.weightfile import GIVE_WEIGHTS, WeightFormat, cut_short, printable, recognise
 
 ITEM_BYTES = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
@@ -98,7 +98,7 @@ def _read_safetensors(path: Path, file: BinaryIO, size: int) -> Contents:
         tensors = {name: _safetensors_entry(entry, start) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(
-            f"{path} is damaged: its safetensors header cannot be read ({error}); fetch it again"
+            f"{path} is damaged: its safetensors header cannot be read ({printable(str(error))}); fetch it again"
         ) from error
     end = max((tensor.offset + tensor.nbytes for tensor in tensors.values()), default=start)
     if end > size:
@@ -186,7 +186,7 @@ def _state_dict(path: Path, top: Any) -> dict[str, PickledTensor]:
         name: value for name, value in dict.items(state) if isinstance(name, str) and isinstance(value, PickledTensor)
     }
     if not tensors:
-        keys = ", ".join(str(key) for key in list(dict.keys(state))[:8]) or "nothing"
+        keys = ", ".join(printable(str(key)) for key in list(dict.keys(state))[:8]) or "nothing"
         raise WeightsError(
             f"{path} holds no tensors under 'state_dict' or at its top, which has: {keys}; {GIVE_WEIGHTS}"
         )
@@ -204,7 +204,7 @@ def _place(path: Path, name: str, tensor: PickledTensor, blocks: Mapping[str, _B
     block = blocks.get(storage.key)
     if block is None or (first + _span(tensor.shape, tensor.stride)) * item_bytes > block.nbytes:
         raise WeightsError(
-            f"{path} is damaged: the tensor {name} lies outside of its block {storage.key!r}; fetch it again"
+            f"{path} is damaged: the tensor {printable(name)} lies outside of its block {storage.key!r}; fetch it again"
         )
     return StoredTensor(storage.dtype, tensor.shape, tensor.stride, block.offset + first * item_bytes)
 

@@ -14,6 +14,7 @@ from typing import Iterable, Mapping
 
 from ldm.errors import WeightsError
 from ldm.inference.contents import Contents, StoredTensor
+from ldm.inference.weightfile import printable
 from ldm.models.diffusion.ddpm import SCHEDULE_BUFFERS
 
 SHOWN = 8  # names of each kind in one error
@@ -64,7 +65,7 @@ def match_names(wanted: Mapping[str, tuple[int, ...]], contents: Contents, *, us
 
     Raises one WeightsError that lists up to eight missing, unexpected and wrongly shaped tensors each.
     """
-    have = {canonical_name(name): stored for name, stored in contents.tensors.items()}
+    have = _canonical(contents)
     computed = {name for name in wanted if name in SCHEDULE or name.endswith(POSITION_IDS)}
     schedule = computed & SCHEDULE
     keeps_schedule = bool(schedule) and all(name in have and _is_exact(have[name]) for name in schedule)
@@ -95,6 +96,17 @@ def canonical_name(name: str) -> str:
     if name.startswith("state_dict."):
         name = name[len("state_dict.") :]
     return SHORT_TEXT_NAME.sub(r"\1text_model.", name)
+
+
+def _canonical(contents: Contents) -> dict[str, StoredTensor]:
+    have = {canonical_name(name): stored for name, stored in contents.tensors.items()}
+    if len(have) != len(contents.tensors):
+        twice = sorted(name for name in contents.tensors if name != canonical_name(name) in contents.tensors)
+        raise WeightsError(
+            f"{contents.path} has some tensors under two names, among them {printable(twice[0])}; which to take is "
+            "not known, so give another file of the model"
+        )
+    return have
 
 
 def is_leftover(name: str) -> bool:
@@ -144,7 +156,7 @@ def _listing(names: Iterable[str], what: str) -> str:
     if not names:
         return ""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}"
+    return f"{len(names)} {what}: {', '.join(map(printable, names[:SHOWN]))}{more}"
 
 
 def _likeness(have: Iterable[str]) -> str:

@@ -7,8 +7,10 @@ slow, and a file that another client rewrites kills the process, so there each t
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from torch import Tensor
 
 from ldm.errors import WeightsError
 from ldm.inference.contents import Contents, StoredTensor
+
+log = logging.getLogger(__name__)
 
 MOUNTS = Path("/proc/self/mounts")
 NETWORK_FILE_SYSTEMS = (
@@ -33,11 +37,10 @@ class TensorReader:
 
     def __init__(self, contents: Contents, *, mapped: bool | None = None) -> None:
         self._path = contents.path
-        self._file = contents.path.open("rb", buffering=0)
+        self._file = FileIO(str(contents.path))
         if mapped is None:
             mapped = not is_on_network(contents.path, MOUNTS)
-        # A private writable map: torch warns of read-only memory, and a write must never reach the file.
-        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY) if mapped else None
+        self._map = _map(self._file) if mapped else None
 
     def __enter__(self) -> TensorReader:
         return self
@@ -75,6 +78,15 @@ class TensorReader:
                 raise WeightsError(f"{self._path} became shorter while it was read; let the copy to it end first")
             left = left[count:]
         return memory
+
+
+def _map(file: FileIO) -> mmap.mmap | None:
+    try:
+        # Private and writable: torch warns of read-only memory, and a write must never reach the file.
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:  # some file systems cannot map, and a limit on address space may forbid it
+        log.info("%s cannot be mapped (%s): it is read instead", file.name, error)
+        return None
 
 
 def dtype_bytes(dtype: torch.dtype) -> int:

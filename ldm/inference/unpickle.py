@@ -17,6 +17,7 @@ from collections import OrderedDict
 from typing import Any, BinaryIO, Callable, NamedTuple
 
 from ldm.errors import WeightsError
+from ldm.inference.weightfile import printable
 
 STORAGE_DTYPES = {
     "DoubleStorage": "float64",
@@ -82,7 +83,7 @@ def load_pickle(file: BinaryIO, source: str) -> Pickled:
     try:
         return Pickled(unpickler.load(), unpickler.dtypes)
     except PICKLE_ERRORS as error:
-        reason = str(error) or type(error).__name__
+        reason = printable(str(error) or type(error).__name__)
         raise WeightsError(f"{source} is damaged or no checkpoint: its pickle cannot be read ({reason})") from error
 
 
@@ -98,8 +99,8 @@ class _Unpickler(pickle._Unpickler):
         if key not in self._known:
             if key not in INERT_GLOBALS and module.split(".")[0] not in INERT_PACKAGES:
                 raise WeightsError(
-                    f"{self._source} asks to run {module}.{name}, which weights have no need of: it may be "
-                    "malicious and is not opened; use a .safetensors of the same model"
+                    f"{self._source} asks to run {printable(f'{module}.{name}')}, which weights have no need of: it "
+                    "may be malicious and is not opened; use a .safetensors of the same model"
                 )
             self._known[key] = type(name, (_Inert,), {})
         return self._known[key]

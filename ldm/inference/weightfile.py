@@ -18,6 +18,7 @@ GIVE_WEIGHTS = "give a .safetensors or .ckpt file in the original layout of Stab
 HEAD_BYTES = 1024
 HASH_CHUNK_BYTES = 2**24
 MODEL_HASH_DIGITS = 10
+NAME_SHOWN = 120  # characters; the longest name of SD v1 has 88
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes, by the format's own definition
 
@@ -82,6 +83,12 @@ def file_sha256(path: Path) -> str:
 def model_hash(sha256: str) -> str:
     """The ten hex digits that A1111 writes as 'Model hash'."""
     return sha256[:MODEL_HASH_DIGITS]
+
+
+def printable(name: str) -> str:
+    """A name out of a file, safe to show in one line: without control characters, and not for ever."""
+    shown = "".join(char if char.isprintable() else "?" for char in name)
+    return shown if len(shown) <= NAME_SHOWN else f"{shown[:NAME_SHOWN]}..."
 
 
 def cut_short(path: Path, size: int, needed: str) -> WeightsError:

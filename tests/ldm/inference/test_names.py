@@ -154,3 +154,15 @@ def test_all_that_does_not_fit_is_listed_in_one_error_up_to_eight_of_each():
 def test_another_kind_of_model_is_known_by_its_names(name, model):
     with pytest.raises(WeightsError, match=f"by its names it is {model}"):
         match({name: (1,)})
+
+
+def test_a_tensor_under_two_names_is_refused():
+    short = f"{TEXT}final_layer_norm.bias"
+    with pytest.raises(WeightsError, match=f"some tensors under two names, among them {short}"):
+        match({**WANTED, short: (768,)})
+
+
+def test_a_name_cannot_break_the_line_of_an_error():
+    with pytest.raises(WeightsError, match=r"1 unexpected: a\?\?\[2Jb; ") as raised:
+        match({**WANTED, "a\n\x1b[2Jb": (1,)})
+    assert str(raised.value).isprintable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 
 import pytest
 import torch
@@ -80,3 +81,21 @@ def test_the_file_system_decides_between_mapping_and_reading(tmp_path):
     mounts.write_text(f"fs / nfs rw 0 0\nlocal {real}/with\\040blank ext4 rw 0 0\n")
     assert not is_on_network(tmp_path / "with blank" / "model.ckpt", mounts)
     assert not is_on_network(tmp_path, tmp_path / "no table of mounts")
+
+
+def test_a_file_system_that_cannot_map_is_read_instead(checkpoint):
+    expected = torch.arange(PAGES * 1024.0)
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (address_space() + 2**20, limit[1]))
+    try:
+        reader = TensorReader(checkpoint, mapped=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+    with reader:
+        assert torch.equal(reader.read(checkpoint.tensors["w"]), expected)
+        assert reader._map is None
+
+
+def address_space():
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE")

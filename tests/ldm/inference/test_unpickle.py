@@ -92,6 +92,13 @@ def test_a_hostile_pickle_is_refused_by_name_and_does_not_run(tmp_path, kind):
     assert first in str(raised.value) or first == "builtins.getattr"
 
 
+def test_a_hostile_name_cannot_break_the_line_of_the_error():
+    with pytest.raises(WeightsError, match=r"asks to run os\.\?\?\[2Jsystem") as raised:
+        load(text("os") + text("\n\x1b[2Jsystem" + "x" * 10_000) + b"\x93")
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 400
+
+
 @pytest.mark.parametrize("kind", ["os.system", "builtins.eval", "os.system by INST", "os.system as an item"])
 def test_the_same_pickles_run_where_nothing_stops_them(tmp_path, kind):
     canary = tmp_path / "canary"
