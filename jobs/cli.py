@@ -70,11 +70,12 @@ def _parser() -> argparse.ArgumentParser:
 
     prompts = "one prompt a line (.txt), or one JSON object of request fields a line (.jsonl)"
     run_help = "a run folder"
+    plan = add("plan", _plan, "plan the prompts, start nothing, and print the run folder", "PROMPTS", prompts)
     submit = add("submit", _submit, "plan the prompts and start the workers", "PROMPTS", prompts)
     resume = add("resume", _resume, "start workers for what a run still misses", "RUN", run_help)
     render = add("render", _render, "print a plain sbatch file that does the same", "PROMPTS|RUN", prompts)
     work = add("work", _work, "make pictures here: in a job, or by srun in an salloc", "RUN", run_help)
-    for command in (submit, resume, render, work):
+    for command in (plan, submit, resume, render, work):
         command.add_argument("settings", metavar="KEY=VALUE", nargs="*", help=SETTINGS)
     work.add_argument("--shard", metavar="N", help="only these shards, as 3 or 0-3,7")
     work.add_argument("--part", metavar="K/N", default="0/1", help="only one of N parts of them, K from 0")
@@ -84,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
     add("grid", _grid, "make a contact sheet of the first pictures", "RUN", run_help)
     return parser
+
+
+def _plan(options: argparse.Namespace) -> int:
+    prepared, _ = _prepare(options)
+    print(_shown(prepared.run.path))
+    return 0
 
 
 def _submit(options: argparse.Namespace) -> int:

@@ -21,7 +21,6 @@ from jobs.records import is_complete
 from jobs.rundir import RunDir, RunInfo, shard_files
 from jobs.sbatch import directives, setup_blocks, worker_words
 from jobs.slurm import submit_array, submitit_parameters
-from jobs.spec import with_changes
 from ldm.inference.files import naming
 from ldm.inference.models import PROJECT_ROOT
 
@@ -54,8 +53,9 @@ def submit_to_slurm(
 
     `task` runs in the job; it is given the words of a command line.
     """
-    settings = Settings(with_changes(settings.spec, {"cards": min(settings.spec.cards, len(shards))}), settings.profile)
-    spec, profile = settings.spec, settings.profile
+    spec = dataclasses.replace(settings.spec, cards=min(settings.spec.cards, len(shards)))
+    profile = settings.profile
+    settings = Settings(spec, profile)
     parameters = {
         **submitit_parameters(directives(run, settings), profile.omit),
         "setup": "\n".join(setup_blocks(run, settings, {})).splitlines(),

@@ -18,6 +18,7 @@ from ldm.errors import ConfigError, RunError
 from ldm.inference.spec import GenerationRequest, from_json, to_json
 
 FILES_PER_FOLDER = 1000
+LINES = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def planned_images(requests: Iterable[GenerationRequest], images_per_shard: int) -> Iterator[PlannedImage]:
@@ -64,7 +65,7 @@ def to_line(image: PlannedImage) -> str:
         "request_id": image.request_id,
         "request": to_json(image.request),
     }
-    return json.dumps(values, ensure_ascii=False, separators=(",", ":")) + "\n"
+    return LINES.encode(values) + "\n"
 
 
 def from_line(line: str) -> PlannedImage:

@@ -5,10 +5,9 @@ OmegaConf reads the annotations of `JobSpec` and `ClusterProfile`, so they are t
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from ldm.errors import ConfigError, RequestError
 from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName
@@ -145,15 +144,6 @@ def template_request(spec: JobSpec, *, size: int) -> GenerationRequest:
         )
     except RequestError as error:
         raise ConfigError(f"{error} (from the job's settings)") from error
-
-
-def how_changes(old: JobSpec, new: JobSpec) -> Dict[str, Any]:
-    """The settings of `new` that a run planned under `old` can still take over, where they differ."""
-    return {name: getattr(new, name) for name in HOW if getattr(new, name) != getattr(old, name)}
-
-
-def with_changes(spec: JobSpec, changes: Dict[str, Any]) -> JobSpec:
-    return dataclasses.replace(spec, **changes)
 
 
 def _check_at_least_one(name: str, value: int) -> None:

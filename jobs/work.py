@@ -6,6 +6,7 @@ Processes started together share the shards by turns, one process a card, and ne
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import tempfile
@@ -37,9 +38,10 @@ def work(
     info = run.info()
     spec = read_settings(words, info.settings).spec
     environ = os.environ
-    place = _take_place(find_place(environ), spec, environ)
+    place, device = _take_place(find_place(environ), spec.device, environ)
     if place is None:
         return 0
+    spec = dataclasses.replace(spec, device=device)
     own = _own_shards(info, shards, place, part)
     todo = [shard for shard in own if not is_complete(run.records_path(shard), shard_files(run, info, shard))]
     log.info("process %d of %d: %d of its %d shards to do", place.rank, place.processes, len(todo), len(own))
@@ -64,25 +66,25 @@ def load_generate(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
     return load(info, spec)
 
 
-def _take_place(place: Place, spec: JobSpec, environ: MutableMapping[str, str]) -> Optional[Place]:
-    """Bind the process to its card; None if the node has more processes than cards and this one goes without."""
-    if spec.device == "cpu":
-        return place
+def _take_place(place: Place, device: str, environ: MutableMapping[str, str]) -> Tuple[Optional[Place], str]:
+    """Bind the process to its card; no place if the node has more processes than cards and this one goes without.
+
+    Where Slurm gave the job cards, `auto` means one of them: the CPU must not take over in silence.
+    """
+    if device == "cpu":
+        return place, device
     allocated = allocated_cards(environ) if listed_cards(environ) is None else None
-    listed = listed_cards(environ) or allocated
+    listed = listed_cards(environ) or allocated or ()
     settled = with_a_card(place, len(listed)) if listed else place
     if settled is None:
-        log.info(
-            "process %d has no card of its own: %d are here; start one process a card", place.rank, len(listed or ())
-        )
-        return None
+        log.info("process %d has no card of its own: %d are here; start one process a card", place.rank, len(listed))
+        return None, device
     log.info("process %d: %s", settled.rank, take_card(settled, environ, allocated) or "no card here")
-    if listed and settled.processes < settled.nodes * len(listed):
-        log.warning(
-            "%d cards are here and %d processes: start one a card, as with srun --ntasks=%d, to use all",
-            settled.nodes * len(listed), settled.processes, settled.nodes * len(listed),
-        )  # fmt: skip
-    return settled
+    all_cards = settled.nodes * len(listed)
+    if settled.processes < all_cards:
+        log.warning("%d cards and %d processes: start one a card, as with srun --ntasks=%d, to use all",
+                    all_cards, settled.processes, all_cards)  # fmt: skip
+    return settled, "gpu" if device == "auto" and listed and "SLURM_JOB_ID" in environ else device
 
 
 def _own_shards(info: RunInfo, shards: Optional[Sequence[int]], place: Place, part: Tuple[int, int]) -> List[int]:

@@ -29,6 +29,7 @@ Parser = Callable[[str], Optional[Fields]]
 
 # The fields of a `.jsonl` line, and how an error calls the kind of value that each takes.
 TEXT, WHOLE, NUMBER = "a text", "a whole number", "a number"
+TYPES: Dict[str, Tuple[type, ...]] = {TEXT: (str,), WHOLE: (int,), NUMBER: (int, float)}
 FIELDS = {
     "prompt": TEXT,
     "negative_prompt": TEXT,
@@ -158,11 +159,10 @@ def _parse_json(line: str) -> Optional[Fields]:
         raise RequestError(f"must be one JSON object, but {error}") from error
     if not isinstance(fields, dict):
         raise RequestError(f'must be one JSON object such as {{"prompt": "a cat"}}, got {line[:40]}')
-    for name, value in fields.items():
-        _check_field(name, value)
-    if "prompt" not in fields:
+    checked = {name: _checked(name, value) for name, value in fields.items()}
+    if "prompt" not in checked:
         raise RequestError("needs the field 'prompt'")
-    return fields
+    return checked
 
 
 def _without_repeats(pairs: List[Tuple[str, Any]]) -> Fields:
@@ -173,21 +173,25 @@ def _without_repeats(pairs: List[Tuple[str, Any]]) -> Fields:
     return fields
 
 
-def _check_field(name: str, value: Any) -> None:
+def _checked(name: str, value: Any) -> Any:
+    """The value of a field, a number as a float, so that 7 and 7.0 ask for one and the same picture."""
     if name not in FIELDS:
         near = difflib.get_close_matches(name, FIELDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(FIELDS)}"
         raise RequestError(f"there is no field {name!r}; {hint}")
     kind = FIELDS[name]
-    fits = {
-        TEXT: isinstance(value, str),
-        WHOLE: isinstance(value, int) and not isinstance(value, bool),
-        NUMBER: isinstance(value, (int, float)) and not isinstance(value, bool),
-    }[kind]
-    if not fits:
+    if not isinstance(value, TYPES[kind]) or isinstance(value, bool):
         raise RequestError(f"{name} must be {kind}, got {json.dumps(value, ensure_ascii=False)}")
     if kind is TEXT:
-        _check_text(name, value)
+        _check_text(name, str(value))
+    return _as_float(name, value) if kind is NUMBER else value
+
+
+def _as_float(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise RequestError(f"{name} must be a number below 1.8e308, got a whole number with more digits") from error
 
 
 def _check_text(name: str, text: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Dict, Optional
 
 from ldm.errors import RequestError
@@ -17,6 +17,9 @@ from ldm.errors import RequestError
 SIZE_MULTIPLE = 8  # the first stage of SD v1 shrinks each side by 8
 SIZE_LIMIT = 4096
 SEED_LIMIT = 2**32
+
+# Made once: a plan has a million requests, and json.dumps would make an encoder for each.
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=True, separators=(",", ":"))
 
 
 class SamplerName(enum.Enum):
@@ -108,8 +111,7 @@ class GenerationRequest:
         values = to_json(self)
         if values["init"] is not None:
             del values["init"]["path"]
-        text = json.dumps(values, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+        return hashlib.sha256(_CANONICAL.encode(values).encode("ascii")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,12 @@ def check_size(name: str, value: int, multiple: int = SIZE_MULTIPLE) -> None:
 
 def to_json(request: GenerationRequest) -> Dict[str, Any]:
     """Plain values that json can write; `from_json` reads them back to an equal request."""
-    return asdict(request, dict_factory=_plain)
+    sampler, init = request.sampler, request.init
+    return {
+        **vars(request),
+        "sampler": {**vars(sampler), "name": sampler.name.value, "schedule": sampler.schedule.value},
+        "init": None if init is None else dict(vars(init)),
+    }
 
 
 def from_json(values: Dict[str, Any]) -> GenerationRequest:
@@ -152,7 +159,3 @@ def from_json(values: Dict[str, Any]) -> GenerationRequest:
     return GenerationRequest(
         sampler=SamplerConfig(**sampler), init=None if init is None else InitImage(**init), **values
     )
-
-
-def _plain(pairs: Any) -> Dict[str, Any]:
-    return {key: value.value if isinstance(value, enum.Enum) else value for key, value in pairs}

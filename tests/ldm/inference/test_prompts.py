@@ -79,6 +79,19 @@ def test_a_json_line_may_set_every_field_of_a_request(tmp_path):
     assert request.init.strength == 1
 
 
+def test_a_whole_number_where_a_number_is_asked_for_makes_the_same_request(tmp_path):
+    whole, real = read_prompts(
+        json_file(tmp_path, *[{"prompt": "a", "seed": 1, "guidance_scale": scale} for scale in (2, 2.0)]), TEMPLATE
+    )
+    assert whole.request_id == real.request_id
+
+
+def test_sides_must_suit_the_model(tmp_path):
+    path = text_file(tmp_path, "a lion")
+    with pytest.raises(RequestError, match="prompts.txt:1: height must be a multiple of 128 px, at most 4096, got 64"):
+        list(read_prompts(path, TEMPLATE, size_multiple=128))
+
+
 def test_an_init_image_is_looked_for_beside_the_prompts_file(tmp_path, monkeypatch):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "start.png").write_bytes(b"x")
@@ -175,7 +188,9 @@ def test_another_ending_is_refused(tmp_path):
         ('{"prompt": "a", "guidance_scale": NaN}', "guidance_scale must be in 0..100 (1.0 = off), got nan"),
         ('{"prompt": "a", "sampler": "euler"}', "sampler must be one of ddim, plms, dpm_solver, got 'euler'"),
         ('{"prompt": "a", "schedule": "cubic"}', "schedule must be one of uniform, quad, got 'cubic'"),
-        ('{"prompt": "a", "eta": 1}', "eta=1 needs sampler 'ddim'; 'plms' adds no noise"),
+        (f'{{"prompt": "a", "eta": 1{"0" * 400}}}', "eta must be a number below 1.8e308, got a whole number with more "
+         "digits"),
+        ('{"prompt": "a", "eta": 1}', "eta=1.0 needs sampler 'ddim'; 'plms' adds no noise"),
         ('{"prompt": "a", "strength": 0.5}', "strength needs the field 'init', the picture to start from"),
         ('{"prompt": "\\ud800"}', "prompt holds half a character at position 0: surrogates not allowed"),
     ],
