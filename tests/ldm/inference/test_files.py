@@ -6,30 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 
 from ldm.errors import OutputError
 from ldm.inference import files
 from ldm.inference.files import NumberedFiles, make_folder, sha256_of, write_atomically, write_once
-
-
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 64 KiB with 4 KiB left; only root may mount one."""
-    folder = tmp_path / "full"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small tmpfs is not permitted here")
-    try:
-        (folder / "ballast").write_bytes(b"\0" * (60 * 1024))
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def names(folder: Path) -> list[str]:

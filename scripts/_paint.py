@@ -1,0 +1,172 @@
+"""Paint an `Order`: load, sample batch by batch, write, and say on the way what the original says.
+
+The draws of random numbers are the original's: one seed for all, start noise for a whole batch from the device's own
+generator, and whatever the samplers draw between. Jobs give each picture its own seed instead: `Pipeline.generate`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.inference.censor import Censor
+from ldm.inference.files import NumberedFiles, make_folder
+from ldm.inference.images import Pixels, encode_png, make_grid
+from ldm.inference.infotext import describe, format_infotext
+from ldm.inference.pipeline import Pipeline, steps_from
+from ldm.inference.runtime import Precision
+from ldm.inference.safety import SafetyPolicy
+from ldm.inference.spec import SamplerName
+from ldm.inference.watermark import Stamp, load_stamp
+from ldm.inference.weightfile import model_hash
+from ldm.models.diffusion.sampler import Sampler
+from scripts._options import Order
+
+LABELS = {SamplerName.DDIM: "DDIM", SamplerName.PLMS: "PLMS", SamplerName.DPM_SOLVER: "DPM-Solver"}
+
+
+def paint(order: Order) -> None:
+    """Everything that the order asks for, onto the disk. Nothing is written before the model is loaded."""
+    options = order.options
+    pipeline = load(order)
+    outdir = make_folder(Path(options.outdir))
+    samples = NumberedFiles(make_folder(outdir / "samples"), "{:05}.png")
+    if options.from_file:
+        print(f"reading prompts from {options.from_file}")
+    studio = Studio(order, pipeline, load_stamp() if options.watermark else None)
+    pictures: List[Tuple[Pixels, str]] = []
+    with tqdm(range(options.n_iter), desc="Sampling") as iterations:
+        for iteration in iterations:
+            with tqdm(order.batches, desc="data") as batches:
+                for prompts in batches:
+                    pictures += write(studio.paint_batch(prompts, iteration), samples, skip=options.skip_save)
+    if not options.skip_grid:
+        grid = make_grid([pixels for pixels, _ in pictures], per_row=options.n_rows or options.n_samples)
+        NumberedFiles(outdir, "grid-{:04}.png").write(encode_png(studio.stamp(grid), pictures[0][1]))
+    if studio.flagged:
+        print(f"{studio.flagged} of {len(pictures)} pictures were flagged by the safety checker and blackened")
+    print(f"Your samples are ready and waiting for you here: \n{options.outdir} \n \nEnjoy.")
+
+
+def load(order: Order) -> Pipeline:
+    """The pipeline of the order, with what the original prints while it loads."""
+    options, shape = order.options, order.shape
+    print(f"Global seed set to {options.seed}")
+    print(f"Loading model from {order.files.checkpoint}")
+    pipeline = Pipeline.load(
+        order.files.config,
+        order.files.checkpoint,
+        device=options.device,
+        precision=Precision(options.precision),
+        clip=options.clip,
+        censor=Censor(order.checker, SafetyPolicy.BLACK) if order.checker else None,
+    )
+    if pipeline.report is not None and pipeline.report.global_step is not None:
+        print(f"Global Step: {pipeline.report.global_step}")
+    network = sum(parameter.numel() for parameter in pipeline.model.model.parameters())
+    side = shape.first_stage_size // shape.factor
+    print("LatentDiffusion: Running in eps-prediction mode")
+    print(f"DiffusionWrapper has {network * 1e-6:,.2f} M params.")
+    print(f"Working with z of shape (1, {shape.channels}, {side}, {side}) = {shape.channels * side**2} dimensions.")
+    return pipeline
+
+
+def write(
+    pictures: Sequence[Tuple[Pixels, str]], samples: NumberedFiles, *, skip: bool
+) -> Sequence[Tuple[Pixels, str]]:
+    """Write pictures with their parameters under the next numbers, unless that is to be skipped."""
+    if not skip:
+        for pixels, parameters in pictures:
+            samples.write(encode_png(pixels, parameters))
+    return pictures
+
+
+class Studio:
+    """Paints the batches of an order one after the other, in the original's order of random draws."""
+
+    def __init__(self, order: Order, pipeline: Pipeline, stamp: Optional[Stamp]) -> None:
+        self.order, self.pipeline = order, pipeline
+        self.stamp = stamp or (lambda pixels: pixels)
+        self.flagged = 0
+        template, factor = order.template, order.shape.factor
+        self._latent_shape = (order.shape.channels, template.height // factor, template.width // factor)
+        self._init = None if order.init is None else pipeline.encode_image(order.init)
+        if template.init is not None:
+            print(f"target t_enc is {template.init.steps_of(template.sampler.steps)} steps")
+        torch.manual_seed(order.options.seed)
+        self._code = self._draw(order.options.n_samples) if order.options.fixed_code else None
+
+    def paint_batch(self, prompts: Sequence[str], iteration: int) -> List[Tuple[Pixels, str]]:
+        """The pictures of a batch, checked and stamped, each with its parameters."""
+        pixels = [self.pipeline.decode(latent) for latent in self._sample(prompts)]
+        inspected = self.pipeline.inspect(pixels)
+        self.flagged += sum(picture.flagged for picture in inspected)
+        place = {"Iteration": str(iteration), "Batch size": str(len(prompts))}
+        return [
+            (self.stamp(picture.pixels), self._parameters(prompt, {**place, "Batch pos": str(position)}))
+            for position, (prompt, picture) in enumerate(zip(prompts, inspected))
+        ]
+
+    def _sample(self, prompts: Sequence[str]) -> Tensor:
+        """Latents (B,C,h,w)."""
+        config = self.order.template.sampler
+        sampler = self.pipeline.sampler(config)
+        guided = config.guidance_scale != 1.0
+        negative = [self.order.template.negative_prompt] * len(prompts)
+        cond = self.pipeline.encode_text(prompts)
+        uncond = self.pipeline.encode_text(negative) if guided else None
+        x, steps = self._start(sampler, len(prompts))
+        self._announce(len(prompts), steps or len(sampler.table))
+        description = f"{LABELS[config.name]} Sampler" if steps is None else "Decoding image"
+        with tqdm(total=steps or len(sampler.table), desc=description) as bar:
+            latents, _ = sampler.sample(
+                S=config.steps,
+                batch_size=len(prompts),
+                shape=self._latent_shape,
+                conditioning=cond,
+                unconditional_conditioning=uncond,
+                unconditional_guidance_scale=config.guidance_scale,
+                eta=config.eta,
+                x_T=x,
+                strength_steps=steps,
+                callback=lambda _: bar.update() and None,
+                verbose=False,
+            )
+        return latents
+
+    def _start(self, sampler: Sampler, size: int) -> Tuple[Optional[Tensor], Optional[int]]:
+        """What a batch starts from and how many of the steps it takes; None where the sampler draws, and takes all."""
+        noise = None if self._code is None else self._code[:size]
+        if self._init is None:
+            return noise, None
+        init = self.order.template.init
+        assert init is not None
+        steps = steps_from(init, sampler, self.order.template.sampler)
+        return sampler.stochastic_encode(self._init.repeat(size, 1, 1, 1), steps, noise=noise), steps
+
+    def _draw(self, size: int) -> Tensor:
+        return torch.randn((size, *self._latent_shape), device=self.pipeline.model.device)
+
+    def _announce(self, size: int, steps: int) -> None:
+        config = self.order.template.sampler
+        label = LABELS[config.name]
+        if self._init is None:
+            eta = f", eta {config.eta}" if config.name is SamplerName.DDIM else ""
+            print(f"Data shape for {label} sampling is {(size, *self._latent_shape)}{eta}")
+        print(f"Running {label} Sampling with {steps} timesteps")
+
+    def _parameters(self, prompt: str, place: Dict[str, Optional[str]]) -> str:
+        """The A1111 text of a picture, with its place: noise is a whole batch's, so the seed alone is not enough."""
+        extra: Dict[str, Optional[str]] = {"Model hash": self._model_hash(), "Model": self.order.files.name, **place}
+        extra["Fixed code"] = "yes" if self._code is not None else None
+        extra["RNG"] = "CompVis"
+        return format_infotext(describe(dataclasses.replace(self.order.template, prompt=prompt), extra))
+
+    def _model_hash(self) -> Optional[str]:
+        report = self.pipeline.report
+        return None if report is None or self.order.options.skip_save else model_hash(report.sha256)

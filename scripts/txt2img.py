@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Paint pictures from words: the options, files and messages of CompVis's script, without its crashes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ldm.inference.models import LAION_400M, read_shape
+from scripts._options import OptionParser, Order, find_batches, find_checker, find_model, find_template, run
+
+OUTDIR = "outputs/txt2img-samples"
+
+
+def build_parser() -> OptionParser:
+    """The options; what is not said of size is taken from the model."""
+    parser = OptionParser("txt2img.py", "Paint pictures from words.")
+    parser.picture.add_argument("--H", type=int, metavar="PX", help="height (default: the model's; 512)")
+    parser.picture.add_argument("--W", type=int, metavar="PX", help="width (default: the model's; 512)")
+    parser.model.add_argument("--laion400m", action="store_true", help=f"the older model: {LAION_400M.checkpoints[0]}")
+    parser.set_defaults(outdir=OUTDIR, n_iter=2, n_samples=3, scale=7.5)
+    return parser
+
+
+def settle(options: argparse.Namespace) -> Order:
+    """Check everything that can be checked without the model."""
+    if options.laion400m:
+        print("Falling back to LAION 400M model...")
+        options.outdir = f"{OUTDIR}-laion400m" if options.outdir == OUTDIR else options.outdir
+    files = find_model(options)
+    shape = read_shape(files.config)
+    height, width = (shape.size if side is None else side for side in (options.H, options.W))
+    template = find_template(options, shape, height=height, width=width)
+    checker = find_checker(options.safety_checker, files.safety_checker)
+    return Order(options, files, shape, checker, template, batches=find_batches(options))
+
+
+if __name__ == "__main__":
+    sys.exit(run(build_parser(), settle))

@@ -1,0 +1,377 @@
+"""txt2img does what the original does, as it was typed, and ends in one line where the original crashes."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.errors import WeightsError
+from ldm.inference.images import make_grid, read_parameters, read_picture, to_pixels
+from ldm.inference.infotext import parse_infotext
+from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.dpm_solver import DPMSolverSampler
+from ldm.models.diffusion.plms import PLMSSampler
+from scripts import txt2img
+from scripts._options import find_checker, run
+from tests.ldm.inference.test_safety import put_checker, random_weights
+from tests.tiny import random_model
+
+SCRIPT = Path(txt2img.__file__)
+CAT = "a photograph of a cat playing a white ball in a lovely garden"
+ENJOY = "Your samples are ready and waiting for you here: \n{outdir} \n \nEnjoy.\n"
+
+
+@pytest.fixture
+def script(tiny_model, tmp_path, monkeypatch, capfd):
+    """Calls txt2img on the tiny model; returns the exit code and what was printed."""
+
+    def call(*arguments, module=txt2img, steps=2):
+        given = ["--config", tiny_model.config, "--ckpt", tiny_model.checkpoint, "--safety-checker", "off"]
+        given += ["--device", "cpu", "--precision", "full", "--ddim_steps", steps, "--outdir", tmp_path / "out"]
+        monkeypatch.setattr(sys, "argv", [str(argument) for argument in [module.__file__, *given, *arguments]])
+        try:
+            code = run(module.build_parser(), module.settle)
+        except SystemExit as ended:
+            code = ended.code
+        printed = capfd.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def written(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def samples(folder):
+    return [read_picture(path) for path in sorted((folder / "samples").iterdir())]
+
+
+def same(a, b):
+    """Equal but for one level, which the sums of another batch size may cost once fractions are dropped."""
+    return a.shape == b.shape and np.abs(a.astype(int) - b.astype(int)).max() <= 1
+
+
+def replay(sampler_class, *, batches, prompts, code=None):
+    """The pictures by the sampler alone: one seed, then batch after batch without a start noise of ours."""
+    model = random_model()
+    torch.manual_seed(42)
+    pictures = []
+    for _ in range(batches):
+        cond = model.get_learned_conditioning(prompts)
+        latents, _ = sampler_class(model).sample(
+            S=2,
+            batch_size=len(prompts),
+            shape=(4, 8, 8),
+            conditioning=cond,
+            unconditional_conditioning=model.get_learned_conditioning([""] * len(prompts)),
+            unconditional_guidance_scale=7.5,
+            x_T=code,
+        )
+        pictures += to_pixels(model.decode_first_stage(latents))
+    return pictures
+
+
+def test_the_defaults_paint_six_pictures_and_a_grid_and_say_what_the_original_says(script, tmp_path):
+    code, out, err = script("--prompt", CAT, "--plms")
+    outdir = tmp_path / "out"
+    assert code == 0
+    assert written(outdir) == ["grid-0000.png", *(f"samples/{i:05}.png" for i in range(6))]
+    begins = [
+        "Global seed set to 42",
+        "Loading model from ",
+        "LatentDiffusion: Running in eps-prediction mode",
+        "DiffusionWrapper has 1.",
+        "Working with z of shape (1, 4, 8, 8) = 256 dimensions.",
+        *["Data shape for PLMS sampling is (3, 4, 8, 8)", "Running PLMS Sampling with 2 timesteps"] * 2,
+    ]
+    assert [line[: len(begin)] for line, begin in zip(out.split("\n"), begins)] == begins
+    assert out.endswith(ENJOY.format(outdir=outdir))
+    for bar in ("Sampling:", "data:", "PLMS Sampler:"):
+        assert bar in err
+
+
+def test_the_grid_shows_all_pictures_a_batch_in_a_row(script, tmp_path):
+    script()
+    assert np.array_equal(read_picture(tmp_path / "out/grid-0000.png"), make_grid(samples(tmp_path / "out"), per_row=3))
+
+
+@pytest.mark.parametrize(
+    ("options", "sampler_class"),
+    [((), DDIMSampler), (("--plms",), PLMSSampler), (("--plms", "--dpm_solver"), DPMSolverSampler)],
+)
+def test_random_numbers_are_drawn_as_the_original_draws_them(script, tmp_path, options, sampler_class):
+    assert script("--prompt", CAT, "--n_samples", 2, *options)[0] == 0
+    expected = replay(sampler_class, batches=2, prompts=[CAT] * 2)
+    for made, wanted in zip(samples(tmp_path / "out"), expected):
+        assert same(made, wanted)
+
+
+def test_a_fixed_code_starts_every_batch_alike(script, tmp_path):
+    assert script("--prompt", CAT, "--fixed_code", "--n_samples", 2)[0] == 0
+    first, second, third, fourth = samples(tmp_path / "out")
+    assert np.array_equal(first, third)
+    assert np.array_equal(second, fourth)
+    assert not same(first, second)
+    torch.manual_seed(42)
+    expected = replay(DDIMSampler, batches=1, prompts=[CAT] * 2, code=torch.randn(2, 4, 8, 8))
+    assert same(first, expected[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ((), "Data shape for DDIM sampling is (1, 4, 8, 8), eta 0.0\nRunning DDIM Sampling with 30 timesteps"),
+        (("--ddim_eta", 0.5), "Data shape for DDIM sampling is (1, 4, 8, 8), eta 0.5"),
+        (("--dpm_solver",), "Data shape for DPM-Solver sampling is (1, 4, 8, 8)"),
+    ],
+)
+def test_each_sampler_says_its_name_and_the_steps_it_really_takes(script, options, line):
+    code, out, _ = script("--n_iter", 1, "--n_samples", 1, "--skip_grid", "--skip_save", *options, steps=30)
+    assert code == 0
+    assert line.replace("with 30", "with 31") in out
+
+
+def test_a_second_run_goes_on_counting_and_overwrites_nothing(script, tmp_path):
+    script("--n_iter", 1, "--n_samples", 2)
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in written(tmp_path / "out")}
+    (tmp_path / "out/samples/00000.png").unlink()
+    script("--n_iter", 1, "--n_samples", 2, "--seed", 7)
+    assert written(tmp_path / "out") == [
+        "grid-0000.png", "grid-0001.png", *(f"samples/{i:05}.png" for i in (1, 2, 3))
+    ]  # fmt: skip
+    assert (tmp_path / "out/samples/00001.png").read_bytes() == before["samples/00001.png"]
+    assert (tmp_path / "out/grid-0000.png").read_bytes() == before["grid-0000.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "files"),
+    [
+        (("--skip_grid",), ["samples/00000.png"]),
+        (("--skip_save",), ["grid-0000.png"]),
+        (("--skip_grid", "--skip_save"), []),
+    ],
+)
+def test_what_is_to_be_skipped_is_not_written(script, tmp_path, options, files):
+    code, out, _ = script("--n_iter", 1, "--n_samples", 1, *options)
+    assert code == 0
+    assert written(tmp_path / "out") == files
+    assert out.endswith("Enjoy.\n")
+
+
+def test_sizes_and_rows_are_as_asked(script, tmp_path):
+    assert script("--H", 72, "--W", 96, "--n_iter", 1, "--n_samples", 2, "--n_rows", 1, "--scale", 1.0)[0] == 0
+    assert [picture.shape for picture in samples(tmp_path / "out")] == [(72, 96, 3)] * 2
+    assert read_picture(tmp_path / "out/grid-0000.png").shape == (2 * 74 + 2, 98 + 2, 3)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])
+def test_a_file_of_prompts_is_painted_line_by_line_down_to_a_short_last_batch(script, tmp_path, encoding):
+    prompts = tmp_path / "prompts"
+    prompts.write_bytes("a cat\n\n# not painted\r\n一只猫在花园里玩白色的球\na dog\n".encode(encoding))
+    code, out, _ = script("--from-file", prompts, "--n_samples", 2)
+    assert code == 0
+    assert f"reading prompts from {prompts}\n" in out
+    assert "Data shape for DDIM sampling is (1, 4, 8, 8), eta 0.0" in out
+    painted = [parse_infotext(read_parameters(tmp_path / "out/samples" / f"{i:05}.png")).prompt for i in range(6)]
+    assert painted == ["a cat", "一只猫在花园里玩白色的球", "a dog"] * 2
+    assert len(written(tmp_path / "out")) == 7
+
+
+def test_each_picture_tells_how_it_was_made(script, tmp_path):
+    script("--prompt", CAT, "--plms", "--n_samples", 1, "--seed", 7, "--negative-prompt", "blur, noise")
+    read = parse_infotext(read_parameters(tmp_path / "out/samples/00001.png"))
+    assert (read.prompt, read.negative_prompt) == (CAT, "blur, noise")
+    digest = read.parameters["Model hash"]
+    assert len(digest) == 10
+    assert dict(read.parameters) == {
+        "Steps": "2", "Sampler": "PLMS", "CFG scale": "7.5", "Seed": "7", "Size": "64x64", "Model hash": digest,
+        "Model": "tiny", "Iteration": "1", "Batch size": "1", "Batch pos": "0", "RNG": "CompVis", "Version": "sdbatch",
+    }  # fmt: skip
+    assert read_parameters(tmp_path / "out/grid-0000.png").startswith(CAT)
+
+
+def test_a_negative_prompt_changes_the_picture(script, tmp_path):
+    script("--n_iter", 1, "--n_samples", 1)
+    script("--n_iter", 1, "--n_samples", 1, "--negative-prompt", "a dog in the rain")
+    plain, other = samples(tmp_path / "out")
+    assert not same(plain, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--ddim_steps", 0), "steps must be in 1..1000, got 0"),
+        (("--ddim_steps", 1001), "steps must be in 1..1000, got 1001"),
+        (("--scale", -1), "guidance_scale must be in 0..100"),
+        (("--seed", -1), "seed must be in 0..4294967295, got -1"),
+        (("--n_iter", 0), "--n_iter must be at least 1, got 0"),
+        (("--n_samples", 0), "--n_samples must be at least 1, got 0"),
+        (("--n_rows", -1), "--n_rows must be at least 1, or 0"),
+        (("--H", 500), "height must be a multiple of 8 px, at most 4096, got 500; try 496"),
+        (("--W", 0), "width must be a multiple of 8 px, at most 4096, got 0; try 8"),
+        (("--C", 3), "--C must be 4 for this model, got 3"),
+        (("--f", 4), "--f must be 8 for this model, got 4"),
+        (("--plms", "--ddim_eta", 0.5), "eta=0.5 needs sampler 'ddim'"),
+        (("--H", "tall"), "argument --H: invalid int value: 'tall'; see --help"),
+        (("--sampler", "euler"), "unrecognized arguments: --sampler euler; see --help"),
+        (("--prompt",), "argument --prompt: expected one argument; see --help"),
+        (("--prompt", "\udcff"), "the prompt must be text in the terminal's encoding, its sign 1 is not"),
+        (("--model", "sdxl"), "argument --model: invalid choice: 'sdxl'"),
+        (("--from-file", "none.txt"), "cannot read the prompts file none.txt: No such file or directory"),
+        (
+            ("--from-file", "a.jsonl"),
+            "--from-file takes one prompt a line; a .jsonl file is for: python -m jobs submit",
+        ),
+        (("--config", "none.yaml"), "no config of sd-v1: looked for none.yaml in "),
+        (("--ckpt", "none.ckpt"), "no weights of sd-v1: looked for none.ckpt in "),
+        (("--laion400m", "--config", "none.yaml"), "no config of laion400m: looked for none.yaml in "),
+        (("--clip", "/nowhere"), "no CLIP tokenizer: "),
+        (("--device", "tpu"), "device must be one of "),
+        (("--safety-checker", "/nowhere"), "no safety checker: looked for the folder /nowhere in "),
+        (("--outdir", "/proc/1/out"), "cannot write /proc/1/out: "),
+        (("--watermark",), "--watermark needs "),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_one_line_and_leaves_nothing(script, tmp_path, options, message):
+    code, _, err = script(*options)
+    assert code == 2
+    assert err.startswith(f"txt2img.py: error: {message}")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4265380512\n", "is a Git LFS pointer"),
+        (b"<!doctype html><title>Sign in</title>", "is a web page"),
+        (b"", "is empty"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_named_before_anything_is_loaded(script, tmp_path, content, message):
+    (tmp_path / "model.ckpt").write_bytes(content)
+    code, out, err = script("--ckpt", tmp_path / "model.ckpt")
+    assert code == 2
+    assert f"txt2img.py: error: {tmp_path}/model.ckpt {message}" in err
+    assert "Loading" not in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_does_not_fit_and_an_unknown_key_leave_nothing(script, tmp_path, tiny_model):
+    text = tiny_model.config.read_text()
+    for change, message in [
+        (("model_channels: 32", "model_channels: 64"), "tiny.safetensors"),
+        (("channels: 4\n", "channels: 4\n    chanels: 4\n"), "no parameter 'chanels'; did you mean 'channels'?"),
+    ]:
+        (tmp_path / "other.yaml").write_text(text.replace(*change, 1))
+        code, _, err = script("--config", tmp_path / "other.yaml")
+        assert code == 2
+        assert message in err
+        assert err.startswith("txt2img.py: error: ")
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_file_of_prompts_and_one_in_no_encoding_are_refused(script, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    for content, message in [
+        (b"\n# only a remark\n", "at least one prompt"),
+        (b"a cat\n\xff\xff\xff\n", "prompts.txt:2:"),
+    ]:
+        prompts.write_bytes(content)
+        code, _, err = script("--from-file", prompts)
+        assert code == 2
+        assert message in err
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_picture(script, full_disk):
+    code, _, err = script("--outdir", full_disk / "out", "--n_iter", 1)
+    assert code == 2
+    line = err.strip().split("\n")[-1]
+    assert "txt2img.py: error: cannot write" in line
+    assert "No space left on device; free some space" in line
+    assert written(full_disk) == ["ballast"]
+
+
+def test_the_safety_checker_is_looked_for_where_the_model_needs_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    usual = "models/a-checker"
+    assert find_checker(None, None) is None
+    assert find_checker("off", usual) is None
+    with pytest.raises(WeightsError, match=rf"looked for the folder {usual} in {tmp_path} .*--safety-checker off"):
+        find_checker(None, usual)
+    (tmp_path / usual).mkdir(parents=True)
+    assert find_checker(None, usual) == Path(usual)
+    assert find_checker(usual, None) == Path(usual)
+
+
+@pytest.mark.slow  # importing transformers
+def test_flagged_pictures_are_blackened_and_counted(script, tmp_path):
+    weights = random_weights()
+    weights["concept_embeds_weights"] = torch.full((17,), -2.0)
+    checker = put_checker(tmp_path / "checker", weights)
+    code, out, _ = script("--safety-checker", checker, "--n_iter", 1, "--n_samples", 2)
+    assert code == 0
+    assert "2 of 2 pictures were flagged by the safety checker and blackened\n" in out
+    assert max(picture.max() for picture in samples(tmp_path / "out")) == 0
+
+
+def test_every_option_of_the_original_has_its_default():
+    assert vars(txt2img.build_parser().parse_args([])) == {
+        "prompt": "a painting of a virus monster playing guitar", "outdir": "outputs/txt2img-samples",
+        "skip_grid": False, "skip_save": False, "ddim_steps": 50, "plms": False, "dpm_solver": False,
+        "laion400m": False, "fixed_code": False, "ddim_eta": 0.0, "n_iter": 2, "H": None, "W": None, "C": None,
+        "f": None, "n_samples": 3, "n_rows": 0, "scale": 7.5, "from_file": None, "config": None, "ckpt": None,
+        "seed": 42, "precision": "autocast",
+        "model": "sd-v1", "negative_prompt": "", "clip": None, "safety_checker": None, "device": "auto",
+        "watermark": False,
+    }  # fmt: skip
+
+
+def test_the_older_model_has_a_folder_of_its_own_unless_another_is_typed(monkeypatch, tmp_path, tiny_model, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = ["--laion400m", "--config", str(tiny_model.config), "--ckpt", str(tiny_model.checkpoint)]
+    given += ["--safety-checker", "off"]
+    parse = txt2img.build_parser().parse_args
+    assert txt2img.settle(parse(given)).options.outdir == "outputs/txt2img-samples-laion400m"
+    assert txt2img.settle(parse([*given, "--outdir", "mine"])).options.outdir == "mine"
+    assert capsys.readouterr().out == "Falling back to LAION 400M model...\n" * 2
+
+
+def test_help_comes_at_once_without_torch(tmp_path):
+    program = (
+        f"import runpy, sys; sys.argv = [{str(SCRIPT)!r}, '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit: print('heavy:', *({'torch', 'numpy', 'PIL', 'omegaconf'} & set(sys.modules)))"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    out = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=tmp_path
+    ).stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert out.endswith("heavy:\n")
+    for group in ("the picture:", "sampling:", "what is written:", "the model:"):
+        assert group in out
+    # Processor time, not the clock: the machine may be busy. Python's own start is 0.02 s of it.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
+
+
+def test_without_weights_a_fresh_machine_reads_what_to_do(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--prompt", CAT, "--plms", "--outdir=outputs/txt2img-samples"]
+    ended = subprocess.run(
+        [*command, "--ckpt", "models/ldm/none/model.ckpt"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("txt2img.py: error: no weights of sd-v1: looked for models/ldm/none/model.ckpt in ")
+    assert "--model emoji-v1" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == []
