@@ -19,7 +19,7 @@ from ldm.errors import ConfigError
 from ldm.inference.models import PROJECT_ROOT
 
 T = TypeVar("T", JobSpec, ClusterProfile)
-Value = Tuple[str, Any, str]  # key, value, and where it was written
+Value = Tuple[str, Any, str]  # key, value, and the file where it was written, if any
 
 CLUSTERS = Path("configs") / "clusters"
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list", dict: "a map"}
@@ -38,7 +38,7 @@ def read_settings(words: Sequence[str], base: Optional[Settings] = None) -> Sett
     pairs = [_split_word(word) for word in words]
     job_files = [value for key, value in pairs if key == "job"]
     job_values = [item for path in job_files for item in _file_values(Path(path))]
-    job_values += [(key, _parse(JobSpec, key, text), text) for key, text in pairs if _is_job_key(key)]
+    job_values += [(key, _parse(JobSpec, key, text), "") for key, text in pairs if _is_job_key(key)]
     if base is not None:
         _refuse_planned(key for key, _, _ in job_values)
     spec = build(JobSpec, job_values, base.spec if base else None)
@@ -161,9 +161,9 @@ def _profile_values(pairs: List[Tuple[str, str]], profile: ClusterProfile) -> Li
         head, dot, entry = key.partition(".")
         if dot and head in maps:
             maps[head][entry] = text
-            values.append((head, dict(maps[head]), f"cluster.{key}={text}"))
+            values.append((head, dict(maps[head]), ""))
         else:
-            values.append((key, _parse(ClusterProfile, key, text), f"cluster.{key}={text}"))
+            values.append((key, _parse(ClusterProfile, key, text), ""))
     return values
 
 
