@@ -8,7 +8,7 @@ from typing import Sequence
 class LambdaLinearScheduler:
     """Per cycle: a linear rise from f_start to f_max over the warm-up steps, then a linear fall to f_min at its end.
 
-    Called with the global step, it gives the factor on the base learning rate (for `torch.optim.lr_scheduler.LambdaLR`).
+    Called with the global step, it gives the factor on the base learning rate (`torch.optim.lr_scheduler.LambdaLR`).
     """
 
     def __init__(

@@ -55,7 +55,8 @@ def refuse_unknown_params(target: str, cls: type, params: Mapping[str, Any]) -> 
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(accepted)}"
             raise ConfigError(f"{target} has no parameter {key!r}; {hint}")
     missing = [
-        name for name, p in accepted.items()
+        name
+        for name, p in accepted.items()
         if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and name not in params
     ]
     if missing:

@@ -14,7 +14,7 @@ ApplyModel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def guided(apply_model: ApplyModel, cond: Tensor, uncond: Optional[Tensor], scale: float) -> NoisePredictor:
-    """Classifier-free guidance (Ho & Salimans 2021, eq. 6); both branches run as one batch. Scale 1.0 is no guidance."""
+    """Classifier-free guidance (Ho & Salimans 2021, eq. 6); both branches run as one batch. Scale 1.0 is none."""
     if scale == 1.0 or uncond is None:
         return lambda x, t: apply_model(x, t, cond)
     both = torch.cat([uncond, cond])

@@ -46,7 +46,7 @@ def run(steps: Sequence[Step], x: Tensor, blend: Optional[Blend] = None, on_step
 
 
 def keep_known(mask: Tensor, known: Tensor, table: StepTable, draw_noise: DrawNoise) -> Blend:
-    """Where mask (B,1,h,w) is 1 the known clean latent stays, noised to the step's level (RePaint, Lugmayr 2022, eq. 8)."""
+    """Where mask (B,1,h,w) is 1 the known clean latent stays, at the step's level of noise (RePaint, eq. 8)."""
 
     def blend(x: Tensor, i: int) -> Tensor:
         noised = add_noise(known, draw_noise(known), float(table.alpha[i]))
@@ -135,7 +135,10 @@ class Sampler:
         draw = draw_noise or (lambda x: torch.randn(x.shape, device=x.device, dtype=x.dtype) * temperature)
         x = torch.randn((batch_size, *shape), device=device) if x_T is None else x_T
         predict = guided(
-            self.model.apply_model, conditioning, unconditional_conditioning, unconditional_guidance_scale  # type: ignore[arg-type]  # None for a model without text
+            self.model.apply_model,
+            conditioning,  # type: ignore[arg-type]  # None for a model without text
+            unconditional_conditioning,
+            unconditional_guidance_scale,
         )
         blend = None if mask is None or x0 is None else keep_known(mask, x0, table, draw)
         seen: Dict[str, List[Tensor]] = {"x_inter": [x], "pred_x0": [x]}
@@ -154,7 +157,7 @@ class Sampler:
 
     @torch.no_grad()
     def stochastic_encode(self, x0: Tensor, t: Any, noise: Optional[Tensor] = None) -> Tensor:
-        """x0 (B,C,h,w) noised to step t of the chosen schedule, counted from the clean end; t = S means the noisiest."""
+        """x0 (B,C,h,w) noised to step t of the chosen schedule, counted from the clean end; t = S is the noisiest."""
         index = min(int(t if isinstance(t, int) else t.reshape(-1)[0]), len(self.table) - 1)
         noise = torch.randn_like(x0) if noise is None else noise
         return add_noise(x0, noise, float(self.table.alpha[::-1][index]))
@@ -170,9 +173,7 @@ class Sampler:
         callback: Optional[Callable[[int], None]] = None,
     ) -> Tensor:
         """The last t_start steps of the chosen schedule, from x_latent (B,C,h,w)."""
-        predict = guided(
-            self.model.apply_model, cond, unconditional_conditioning, unconditional_guidance_scale
-        )
+        predict = guided(self.model.apply_model, cond, unconditional_conditioning, unconditional_guidance_scale)
         steps = self.steps(predict, self.table.last(t_start), eta=self.eta, draw_noise=torch.randn_like)
         return run(steps, x_latent, on_step=None if callback is None else lambda i, _: callback(i))
 

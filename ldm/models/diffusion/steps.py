@@ -11,7 +11,7 @@ from typing import Sequence
 
 from torch import Tensor
 
-# Adams-Bashforth weights, newest first: row n is used once n + 1 noise estimates are known (PLMS, Liu et al. 2022, eq. 12).
+# Adams-Bashforth weights, newest first: row n is used once n + 1 noise estimates are known (PLMS, Liu 2022, eq. 12).
 ADAMS_BASHFORTH = (
     (1.0,),
     (3 / 2, -1 / 2),
@@ -43,7 +43,7 @@ def adams_bashforth(history: Sequence[Tensor]) -> Tensor:
 
 
 def half_log_snr(alpha: float) -> float:
-    """lambda = log(sqrt(alpha) / sqrt(1 - alpha)), in which DPM-Solver's steps are measured (Lu et al. 2022a, eq. 3.2)."""
+    """lambda = log(sqrt(alpha) / sqrt(1 - alpha)), in which DPM-Solver measures its steps (Lu et al. 2022a, eq. 3.2)."""
     return 0.5 * (math.log(alpha) - math.log1p(-alpha))
 
 

@@ -5,7 +5,7 @@ Each level but the last halves (doubles) the size. Module names are the names of
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +42,11 @@ class Downsample(nn.Module):
 class ResnetBlock(nn.Module):
     """Two normalised convolutions, added to the input."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, dropout: float) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, dropout: float, groups: int) -> None:
         super().__init__()
-        self.norm1 = _norm(in_channels)
+        self.norm1 = _norm(in_channels, groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = _norm(out_channels, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
@@ -61,9 +61,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Self-attention over all places with one head, added to the input."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -75,17 +75,21 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(attend(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape))
 
 
-def make_attn(channels: int, attn_type: str) -> nn.Module:
+def make_attn(channels: int, attn_type: str, groups: int) -> nn.Module:
     """The block that an `attn_type` of the schema names."""
     if attn_type == "vanilla":
-        return AttnBlock(channels)
+        return AttnBlock(channels, groups)
     if attn_type == "none":
         return nn.Identity()
     raise ConfigError(f"ddconfig attn_type must be 'vanilla' or 'none', got {attn_type!r}")
 
 
 class Encoder(nn.Module):
-    """Image (B,in_channels,H,W) to moments (B,2*z_channels,h,w). Parameters as the schema's `ddconfig` names them."""
+    """Image (B,in_channels,H,W) to moments (B,2*z_channels,h,w). Parameters as the schema's `ddconfig` names them.
+
+    `norm_groups` is not in the schema: with fewer than 64 channels its 32 groups would have one channel each, and
+    normalise away how bright and what colour a plain picture is.
+    """
 
     def __init__(
         self,
@@ -102,6 +106,7 @@ class Encoder(nn.Module):
         resamp_with_conv: bool = True,
         double_z: bool = True,
         attn_type: str = "vanilla",
+        norm_groups: int = 32,
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
@@ -109,15 +114,15 @@ class Encoder(nn.Module):
         channels = ch
         for level, mult in enumerate(ch_mult):
             attends = resolution // 2**level in attn_resolutions
-            stage = _Stage()
+            stage = _Stage(dropout, norm_groups)
             for _ in range(num_res_blocks):
-                stage.append(channels, ch * mult, dropout, attn_type if attends else None)
+                stage.append(channels, ch * mult, attn_type if attends else None)
                 channels = ch * mult
             if level != len(ch_mult) - 1:
                 stage.downsample = Downsample(channels, with_conv=resamp_with_conv)
             self.down.append(stage)
-        self.mid = _Middle(channels, dropout, attn_type)
-        self.norm_out = _norm(channels)
+        self.mid = _Middle(channels, dropout, attn_type, norm_groups)
+        self.norm_out = _norm(channels, norm_groups)
         self.conv_out = nn.Conv2d(channels, 2 * z_channels if double_z else z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,25 +152,26 @@ class Decoder(nn.Module):
         resamp_with_conv: bool = True,
         double_z: bool = True,
         attn_type: str = "vanilla",
+        norm_groups: int = 32,
         tanh_out: bool = False,
     ) -> None:
         super().__init__()
         self.tanh_out = tanh_out
         channels = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
-        self.mid = _Middle(channels, dropout, attn_type)
+        self.mid = _Middle(channels, dropout, attn_type, norm_groups)
         stages = []
         for level, mult in reversed(list(enumerate(ch_mult))):
             attends = resolution // 2**level in attn_resolutions
-            stage = _Stage()
+            stage = _Stage(dropout, norm_groups)
             for _ in range(num_res_blocks + 1):
-                stage.append(channels, ch * mult, dropout, attn_type if attends else None)
+                stage.append(channels, ch * mult, attn_type if attends else None)
                 channels = ch * mult
             if level:
                 stage.upsample = Upsample(channels, with_conv=resamp_with_conv)
             stages.insert(0, stage)
         self.up = nn.ModuleList(stages)
-        self.norm_out = _norm(channels)
+        self.norm_out = _norm(channels, norm_groups)
         self.conv_out = nn.Conv2d(channels, out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -181,15 +187,16 @@ class Decoder(nn.Module):
 class _Stage(nn.Module):
     """One level: residual blocks, each followed by attention if the level has it."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float, groups: int) -> None:
         super().__init__()
+        self.dropout, self.groups = dropout, groups
         self.block = nn.ModuleList()
         self.attn = nn.ModuleList()
 
-    def append(self, channels: int, out_channels: int, dropout: float, attn_type: Any) -> None:
-        self.block.append(ResnetBlock(channels, out_channels, dropout=dropout))
+    def append(self, channels: int, out_channels: int, attn_type: Optional[str]) -> None:
+        self.block.append(ResnetBlock(channels, out_channels, dropout=self.dropout, groups=self.groups))
         if attn_type is not None:
-            self.attn.append(make_attn(out_channels, attn_type))
+            self.attn.append(make_attn(out_channels, attn_type, self.groups))
 
     def forward(self, h: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
@@ -200,15 +207,15 @@ class _Stage(nn.Module):
 
 
 class _Middle(nn.Module):
-    def __init__(self, channels: int, dropout: float, attn_type: str) -> None:
+    def __init__(self, channels: int, dropout: float, attn_type: str, groups: int) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, dropout=dropout)
-        self.attn_1 = make_attn(channels, attn_type)
-        self.block_2 = ResnetBlock(channels, channels, dropout=dropout)
+        self.block_1 = ResnetBlock(channels, channels, dropout=dropout, groups=groups)
+        self.attn_1 = make_attn(channels, attn_type, groups)
+        self.block_2 = ResnetBlock(channels, channels, dropout=dropout, groups=groups)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(h)))
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)

@@ -53,18 +53,19 @@ class ResBlock(nn.Module):
         dropout: float = 0.0,
         use_scale_shift_norm: bool = False,
         resample: Optional[nn.Module] = None,
+        groups: int = 32,
     ) -> None:
         super().__init__()
         self.use_scale_shift_norm = use_scale_shift_norm
         self.resample = resample
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(
             nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if use_scale_shift_norm else out_channels)
         )
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(32, out_channels),
+            nn.GroupNorm(groups, out_channels),
             nn.SiLU(),
             nn.Dropout(dropout),
             zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
@@ -111,6 +112,7 @@ class UNetModel(nn.Module):
     `attention_resolutions` are factors of downsampling (1, 2, 4 ...) at which the text is attended to. `image_size`,
     `use_checkpoint` and `legacy` are accepted for the schema's sake and change nothing: any size runs, memory for
     gradients is not traded here, and head widths always follow from the channels, as with every text-conditioned config.
+    `norm_groups` is not in the schema: narrow networks need fewer groups.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class UNetModel(nn.Module):
         transformer_depth: int = 1,
         context_dim: Optional[int] = None,
         legacy: bool = True,
+        norm_groups: int = 32,
     ) -> None:
         super().__init__()
         if attention_resolutions and not use_spatial_transformer:
@@ -146,13 +149,13 @@ class UNetModel(nn.Module):
 
         def res_block(channels: int, out: int, resample: Optional[nn.Module] = None) -> ResBlock:
             return ResBlock(channels, emb, out, dropout=dropout, use_scale_shift_norm=use_scale_shift_norm,
-                            resample=resample)
+                            resample=resample, groups=norm_groups)
 
         def transformer(channels: int) -> SpatialTransformer:
             heads = channels // num_head_channels if num_heads == -1 else num_heads
             # The schema's dropout reaches the residual blocks alone.
             return SpatialTransformer(channels, heads, channels // heads, depth=transformer_depth,
-                                      context_dim=context_dim)
+                                      context_dim=context_dim, groups=norm_groups)
 
         def resize(channels: int, kind: Any) -> nn.Module:
             if resblock_updown:
@@ -192,7 +195,7 @@ class UNetModel(nn.Module):
                 self.output_blocks.append(TimestepEmbedSequential(*layers))
 
         self.out = nn.Sequential(
-            nn.GroupNorm(32, channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
+            nn.GroupNorm(norm_groups, channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
         )
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Optional[Tensor] = None) -> Tensor:

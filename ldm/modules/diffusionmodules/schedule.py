@@ -17,7 +17,7 @@ from ldm.errors import ConfigError, RequestError
 def make_beta_schedule(
     schedule: str, n_timestep: int, linear_start: float = 1e-4, linear_end: float = 2e-2, cosine_s: float = 8e-3
 ) -> np.ndarray:
-    """beta (T,) float64. "linear" is linear in sqrt(beta), as SD v1 was trained; "cosine" is Nichol & Dhariwal eq. 17."""
+    """beta (T,) float64. "linear" is linear in sqrt(beta), as SD v1 was trained; "cosine" is Nichol (2021), eq. 17."""
     if schedule == "linear":
         return np.linspace(linear_start**0.5, linear_end**0.5, n_timestep, dtype=np.float64) ** 2
     if schedule == "cosine":
@@ -33,7 +33,7 @@ def make_beta_schedule(
 
 @dataclass(frozen=True)
 class StepTable:
-    """Where a sampler stops on its way down: `timesteps` (S,) int64, noisiest first; `alpha`, `alpha_next` (S,) float64.
+    """Where a sampler stops going down: `timesteps` (S,) int64, noisiest first; `alpha`, `alpha_next` (S,) float64.
 
     Step i takes x from signal power alpha[i] to alpha_next[i].
     """
@@ -62,8 +62,8 @@ def make_step_table(alphas_cumprod: np.ndarray, steps: int, spacing: str = "unif
 def spread_timesteps(total: int, steps: int, spacing: str = "uniform") -> np.ndarray:
     """Training timesteps (S',) int64, noisiest first, all in 1..T-1 (DDIM appendix D.2, one step late).
 
-    The original strides by T // S and adds one. Where T // S does not divide T this runs more steps than asked (30 gives
-    31), and for some S its last entry is T itself, one past the schedule: that entry is dropped here, so any S works.
+    The original strides by T // S and adds one. Where T // S does not divide T this runs more steps than asked (30
+    gives 31), and for some S its last entry is T itself, one past the schedule: that entry is dropped, so any S works.
     """
     if not 1 <= steps <= total:
         raise RequestError(f"steps must be in 1..{total}, got {steps}")

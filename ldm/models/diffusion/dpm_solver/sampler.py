@@ -51,7 +51,7 @@ LOWER_ORDER_BELOW = 15
 
 
 def continuous_table(alphas_cumprod: np.ndarray, steps: int) -> StepTable:
-    """S steps between the noisiest timestep and the cleanest, even in t; log alpha is linear between training timesteps.
+    """S steps from the noisiest timestep to the cleanest, even in t; log alpha is linear between training timesteps.
 
     `timesteps` are float: what the network is told is 0 at the cleanest training timestep.
     """
