@@ -124,6 +124,10 @@ class Studio:
         self._announce(len(prompts), steps or len(sampler.table))
         description = f"{LABELS[config.name]} Sampler" if steps is None else "Decoding image"
         with tqdm(total=steps or len(sampler.table), desc=description) as bar:
+
+            def advance(_: int) -> None:
+                bar.update()
+
             latents, _ = sampler.sample(
                 S=config.steps,
                 batch_size=len(prompts),
@@ -134,7 +138,7 @@ class Studio:
                 eta=config.eta,
                 x_T=x,
                 strength_steps=steps,
-                callback=lambda _: bar.update() and None,
+                callback=advance,
                 verbose=False,
             )
         return latents

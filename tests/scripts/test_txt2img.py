@@ -19,44 +19,14 @@ from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.models.diffusion.plms import PLMSSampler
 from scripts import txt2img
-from scripts._options import find_checker, run
+from scripts._options import find_checker
 from tests.ldm.inference.test_safety import put_checker, random_weights
+from tests.scripts.outputs import same, samples, written
 from tests.tiny import random_model
 
 SCRIPT = Path(txt2img.__file__)
 CAT = "a photograph of a cat playing a white ball in a lovely garden"
 ENJOY = "Your samples are ready and waiting for you here: \n{outdir} \n \nEnjoy.\n"
-
-
-@pytest.fixture
-def script(tiny_model, tmp_path, monkeypatch, capfd):
-    """Calls txt2img on the tiny model; returns the exit code and what was printed."""
-
-    def call(*arguments, module=txt2img, steps=2):
-        given = ["--config", tiny_model.config, "--ckpt", tiny_model.checkpoint, "--safety-checker", "off"]
-        given += ["--device", "cpu", "--precision", "full", "--ddim_steps", steps, "--outdir", tmp_path / "out"]
-        monkeypatch.setattr(sys, "argv", [str(argument) for argument in [module.__file__, *given, *arguments]])
-        try:
-            code = run(module.build_parser(), module.settle)
-        except SystemExit as ended:
-            code = ended.code
-        printed = capfd.readouterr()
-        return code, printed.out, printed.err
-
-    return call
-
-
-def written(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def samples(folder):
-    return [read_picture(path) for path in sorted((folder / "samples").iterdir())]
-
-
-def same(a, b):
-    """Equal but for one level, which the sums of another batch size may cost once fractions are dropped."""
-    return a.shape == b.shape and np.abs(a.astype(int) - b.astype(int)).max() <= 1
 
 
 def replay(sampler_class, *, batches, prompts, code=None):
