@@ -79,7 +79,7 @@ def take_card(
     return bind_card(place.local_rank, environ)
 
 
-def worker_name(place: Place, environ: Mapping[str, str]) -> str:
+def worker_name(environ: Mapping[str, str]) -> str:
     """Who writes a record: host, job if there is one, and process, such as dcu1/123_4/9876."""
     job = environ.get("SLURM_ARRAY_JOB_ID", environ.get("SLURM_JOB_ID", ""))
     task = environ.get("SLURM_ARRAY_TASK_ID", "")

@@ -107,15 +107,21 @@ class RunDir:
         return Shard(index=index, images=images)
 
     def submissions(self) -> List[Dict[str, Any]]:
-        """What was submitted, oldest first."""
-        if not self.submissions_path.exists():
-            return []
-        lines = self.submissions_path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        """What was submitted, oldest first; a line that was cut short is passed over."""
+        found: List[Dict[str, Any]] = []
+        if self.submissions_path.exists():
+            for line in self.submissions_path.read_text(encoding="utf-8").split("\n"):
+                with contextlib.suppress(ValueError):
+                    found.append(json.loads(line))
+        return found
 
     def add_submission(self, values: Dict[str, Any]) -> None:
+        """Add one line, behind the end of one that was cut short."""
         line = json.dumps(values, ensure_ascii=False, separators=(",", ":")) + "\n"
-        with naming(self.submissions_path), self.submissions_path.open("ab") as file:
+        with naming(self.submissions_path), self.submissions_path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read() == b"\n" else "\n" + line
             file.write(line.encode("utf-8"))
 
 

@@ -49,7 +49,7 @@ def work(
         return 0
     with _kernel_cache(environ):
         generate, device = load_generate(info, spec)
-        worker = Worker(name=worker_name(place, environ), device=device, batch_size=spec.batch_size)
+        worker = Worker(name=worker_name(environ), device=device, batch_size=spec.batch_size)
         failed = sum(run_shard(run.shard(shard), run, generate, worker).failed for shard in todo)
     log.info("done: %d shards, %d pictures failed", len(todo), failed)
     return GenerationError.exit_code if failed else 0

@@ -1,0 +1,228 @@
+"""Records are whole at every moment, survive two writers and torn files, and tell when a shard is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Sequence
+
+import pytest
+
+from jobs.plan import planned_images
+from jobs.records import Failure, RecordBook, is_complete, read_records, read_summary
+from jobs.spec import Shard
+from ldm.errors import OutputError, RunError
+from ldm.inference.spec import GenerationRequest, ImageRecord
+
+SHARD = Shard(0, tuple(planned_images([GenerationRequest(prompt="a", seed=seed) for seed in range(3)], 3)))
+
+
+def record(index: int, **changes: object) -> ImageRecord:
+    image = SHARD.images[index]
+    plain = ImageRecord(
+        index=index,
+        request_id=image.request_id,
+        file=image.file,
+        sha256="ab" * 32,
+        prompt=image.request.prompt,
+        seed=image.request.seed,
+        flagged=False,
+        seconds=0.5,
+        device="fake",
+        worker="one",
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def failure(index: int) -> Failure:
+    return Failure(index, SHARD.images[index].request_id, "no picture", "one")
+
+
+def book(path: Path, worker: str = "one", times: Sequence[float] = ()) -> RecordBook:
+    """A book whose clock shows `times`, then ten seconds more at each look."""
+    clock = itertools.chain(times, itertools.count(1000.0, 10.0))
+    return RecordBook(path, SHARD, worker=worker, device="fake", clock=lambda: next(clock))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "records" / "shard-00000.jsonl"
+
+
+def test_what_was_added_is_read_back(path):
+    writing = book(path)
+    writing.add(record(0))
+    writing.add(record(1, flagged=True))
+    writing.fail(failure(2))
+    summary = writing.flush(at_once=True)
+    records = read_records(path)
+    assert records.images == {0: record(0), 1: record(1, flagged=True)}
+    assert records.failures == {2: failure(2)}
+    assert summary == read_summary(path)
+    assert (summary.done, summary.made, summary.flagged, summary.failed) == (False, 2, 1, 1)
+
+
+def test_the_last_line_says_the_shard_is_done(path):
+    writing = book(path)
+    for index in range(3):
+        writing.add(record(index))
+    writing.flush(at_once=True)
+    last = json.loads(path.read_text().splitlines()[-1])
+    assert (last["shard"], last["done"], last["made"]) == (0, True, 3)
+
+
+def test_lines_stand_in_the_order_of_the_plan(path):
+    writing = book(path)
+    for index in (2, 0, 1):
+        writing.add(record(index))
+    writing.flush(at_once=True)
+    assert [json.loads(line).get("index") for line in path.read_text().splitlines()] == [0, 1, 2, None]
+
+
+def test_flushes_within_a_second_are_saved_up(path):
+    writing = book(path, times=[100.0, 100.0, 100.5, 100.9, 101.6])
+    writing.add(record(0))
+    assert writing.flush() is not None
+    writing.add(record(1))
+    assert writing.flush() is None
+    assert read_records(path).images == {0: record(0)}
+    assert writing.flush() is not None
+    assert read_records(path).images == {0: record(0), 1: record(1)}
+
+
+def test_two_workers_of_one_shard_keep_what_the_other_wrote(path):
+    first, second = book(path, "one"), book(path, "two")
+    first.add(record(0))
+    second.add(record(1, worker="two"))
+    first.flush(at_once=True)
+    second.flush(at_once=True)
+    first.add(record(2))
+    summary = first.flush(at_once=True)
+    assert summary is not None
+    assert summary.done
+    assert read_records(path).images == {0: record(0), 1: record(1, worker="two"), 2: record(2)}
+    assert [session.worker for session in summary.sessions] == ["two", "one"]
+    assert [session.made for session in summary.sessions] == [1, 2]
+
+
+def test_a_picture_that_was_made_after_all_has_failed_no_more(path):
+    first = book(path)
+    first.fail(failure(0))
+    first.flush(at_once=True)
+    second = book(path, "two")
+    second.add(record(0))
+    summary = second.flush(at_once=True)
+    assert summary is not None
+    assert summary.failed == 0
+    assert read_records(path).failures == {}
+
+
+def test_a_failure_does_not_undo_a_picture_that_another_worker_made(path):
+    first, second = book(path), book(path, "two")
+    first.add(record(0))
+    first.flush(at_once=True)
+    second.fail(failure(0))
+    second.flush(at_once=True)
+    assert read_records(path).images == {0: record(0)}
+    assert read_records(path).failures == {}
+
+
+def test_a_picture_to_be_remade_counts_as_missing_until_then(path):
+    first = book(path)
+    for index in range(3):
+        first.add(record(index))
+    first.flush(at_once=True)
+    second = book(path, "two")
+    second.remake([1])
+    summary = second.flush(at_once=True)
+    assert summary is not None
+    assert (summary.done, summary.made) == (False, 2)
+    second.add(record(1))
+    summary = second.flush(at_once=True)
+    assert summary is not None
+    assert (summary.done, summary.made) == (True, 3)
+
+
+@pytest.mark.parametrize("keep", range(0, 700, 50))
+def test_a_file_cut_anywhere_loses_lines_but_never_reads_wrong(path, keep):
+    writing = book(path)
+    for index in range(3):
+        writing.add(record(index))
+    writing.flush(at_once=True)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:keep])
+    assert read_records(path).images.items() <= {index: record(index) for index in range(3)}.items()
+    assert read_summary(path) is None
+
+
+def test_lines_of_another_program_are_passed_over(path):
+    path.parent.mkdir()
+    path.write_bytes(b'\xff\xfe\n[]\n{"sha256": 1}\n{"error": 1}\n{"sessions": 5}\nnot json\n')
+    assert read_records(path).images == {}
+    assert read_summary(path) is None
+
+
+def test_no_file_is_no_records(path):
+    assert read_records(path).images == {}
+    assert read_summary(path) is None
+
+
+def test_a_file_that_cannot_be_read_is_an_error(path):
+    path.mkdir(parents=True)
+    with pytest.raises(RunError, match="Is a directory"):
+        read_records(path)
+    with pytest.raises(RunError, match="Is a directory"):
+        read_summary(path)
+
+
+def test_a_full_disk_is_an_error_and_leaves_the_former_records(path, monkeypatch):
+    writing = book(path)
+    writing.add(record(0))
+    writing.flush(at_once=True)
+    writing.add(record(1))
+
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ldm.inference.files.os.fsync", no_space)
+    with pytest.raises(OutputError, match=r"cannot write .*No space left on device; free some space"):
+        writing.flush(at_once=True)
+    assert read_records(path).images == {0: record(0)}
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_a_shard_is_complete_when_its_records_and_files_are_there(path, tmp_path):
+    files = [tmp_path / image.file for image in SHARD.images]
+    assert not is_complete(path, files)
+    writing = book(path)
+    for index, file in enumerate(files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
+        writing.add(record(index))
+    writing.flush(at_once=True)
+    assert is_complete(path, files)
+    files[1].unlink()
+    assert not is_complete(path, files)
+
+
+def test_a_dropped_picture_has_no_file_and_is_not_missing(path, tmp_path):
+    files = [tmp_path / image.file for image in SHARD.images]
+    writing = book(path)
+    for index, file in enumerate(files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        writing.add(record(index, file="", sha256="", flagged=True) if index == 1 else record(index))
+        if index != 1:
+            file.write_bytes(b"x")
+    writing.flush(at_once=True)
+    assert is_complete(path, files)
+
+
+def test_the_summary_is_found_behind_long_lines(path):
+    writing = book(path)
+    writing.add(record(0, prompt="x" * 200_000))
+    writing.flush(at_once=True)
+    summary = read_summary(path)
+    assert summary is not None
+    assert summary.made == 1

@@ -1,0 +1,169 @@
+"""What Slurm prints is understood, what leaks into a job is kept out, and its refusals are passed on in its words."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from jobs.slurm import allocated_cards, job_of, outside_any_job, parse_card_lines, run_command, submitit_parameters
+from ldm.errors import ConfigError, SchedulerError
+
+# Lines as Slurm 22.05 prints them.
+SHOW_JOB = """JobId=12 ArrayJobId=12 ArrayTaskId=2 JobName=prompts-20240223
+   UserId=root(0) GroupId=root(0) MCS_label=N/A
+   JobState=RUNNING Reason=None Dependency=(null)
+   NodeList=dcu1
+   NumNodes=1 NumCPUs=8 NumTasks=1 CPUs/Task=8 ReqB:S:C:T=0:0:*:*
+   TRES=cpu=8,mem=16G,node=1,billing=8,gres/dcu=2
+   JOB_GRES=dcu:2
+     Nodes=dcu1 CPU_IDs=0-7 Mem=16384 GRES=dcu:2(IDX:2-3)
+   MinCPUsNode=8 MinMemoryCPU=2G MinTmpDiskNode=0
+   TresPerNode=gres:dcu:2
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "cards"),
+    [
+        (SHOW_JOB, [("dcu1", ["2", "3"])]),
+        ("     Nodes=dcu1 CPU_IDs=0-7,16-23 Mem=32768 GRES=dcu:2(IDX:0-1)", [("dcu1", ["0", "1"])]),
+        ("     Nodes=dcu[1-2] CPU_IDs=0-1 Mem=4096 GRES=dcu:3(IDX:0,2-3)", [("dcu[1-2]", ["0", "2", "3"])]),
+        (
+            "     Nodes=dcu1 CPU_IDs=0 Mem=1 GRES=dcu:2(IDX:1-2)\n     Nodes=dcu2 CPU_IDs=0 Mem=1 GRES=dcu:2(IDX:0-1)",
+            [("dcu1", ["1", "2"]), ("dcu2", ["0", "1"])],
+        ),
+        ("     Nodes=e01r1n05 CPU_IDs=0-31 Mem=110000 GRES=dcu:Hygon:4(IDX:0-3)", [("e01r1n05", ["0", "1", "2", "3"])]),
+        ("     Nodes=gpu1 CPU_IDs=0 Mem=2048 GRES=gpu:a100:1(IDX:3)", [("gpu1", ["3"])]),
+        ("     Nodes=dcu1 CPU_IDs=0 Mem=2048 GRES=", []),
+        ("     Nodes=dcu1 CPU_IDs=0 Mem=2048 GRES=dcu:2(CNT:2)", []),
+        ("", []),
+    ],
+)
+def test_the_cards_of_a_job_are_read_for_each_group_of_nodes(text, cards):
+    assert parse_card_lines(text) == cards
+
+
+def answers(*words: str) -> str:
+    """Slurm's part, for a job whose cards differ between its two groups of nodes."""
+    if words[0] == "scontrol" and words[1:3] == ("show", "job"):
+        return (
+            "  Nodes=dcu[1-2] CPU_IDs=0 Mem=1 GRES=dcu:2(IDX:0-1)\n  Nodes=dcu3 CPU_IDs=0 Mem=1 GRES=dcu:2(IDX:2-3)\n"
+        )
+    return {"dcu[1-2]": "dcu1\ndcu2\n", "dcu3": "dcu3\n"}[words[3]]
+
+
+@pytest.mark.parametrize(("node", "cards"), [("dcu2", ["0", "1"]), ("dcu3", ["2", "3"]), ("dcu9", None)])
+def test_a_process_learns_the_cards_of_its_own_node(node, cards):
+    environ = {"SLURM_JOB_ID": "12", "SLURMD_NODENAME": node}
+    assert allocated_cards(environ, lambda command: answers(*command)) == cards
+
+
+@pytest.mark.parametrize("environ", [{}, {"SLURM_JOB_ID": "12"}, {"SLURMD_NODENAME": "dcu1"}])
+def test_outside_a_job_nobody_is_asked(environ):
+    def must_not_run(command):
+        raise AssertionError(command)
+
+    assert allocated_cards(environ, must_not_run) is None
+
+
+def test_a_controller_that_does_not_answer_is_a_warning(caplog):
+    def silent(command):
+        raise SchedulerError("scontrol gave no answer within 60 s")
+
+    assert allocated_cards({"SLURM_JOB_ID": "12", "SLURMD_NODENAME": "dcu1"}, silent) is None
+    assert "scontrol gave no answer within 60 s" in caplog.text
+
+
+def test_an_array_task_is_asked_for_by_its_number_in_the_array():
+    task = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "2"}
+    assert job_of(task) == "12_2"
+    assert job_of({"SLURM_JOB_ID": "12"}) == "12"
+    assert job_of({}) is None
+
+
+def test_from_inside_a_job_nothing_of_it_is_handed_on(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_NTASKS", "16")
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "2048")
+    monkeypatch.setenv("SRUN_CPUS_PER_TASK", "8")
+    monkeypatch.setenv("SBATCH_PARTITION", "x")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    before = dict(os.environ)
+    with outside_any_job():
+        kept = {name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+        assert kept == {"SLURM_CONF"}
+    assert dict(os.environ) == before
+
+
+def test_outside_a_job_a_users_own_sbatch_settings_stay(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
+    with outside_any_job():
+        assert os.environ["SBATCH_ACCOUNT"] == "mine"
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_choice_of_cards_made_here_is_not_that_of_the_job(monkeypatch, inside):
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "1")
+    if inside:
+        monkeypatch.setenv("SLURM_JOB_ID", "12")
+    with outside_any_job():
+        assert "HIP_VISIBLE_DEVICES" not in os.environ
+    assert os.environ["HIP_VISIBLE_DEVICES"] == "1"
+
+
+def test_the_environment_comes_back_after_a_failure(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    with pytest.raises(SchedulerError), outside_any_job():
+        raise SchedulerError("refused")
+    assert os.environ["SLURM_JOB_ID"] == "12"
+
+
+DIRECTIVES = {"job-name": "x", "nodes": "1", "ntasks-per-node": "2", "time": "120", "gres": "dcu:2", "requeue": ""}
+
+
+def test_submitit_is_told_every_directive_and_no_wckey():
+    parameters = submitit_parameters(DIRECTIVES, [])
+    assert parameters == {
+        "nodes": 1,
+        "ntasks_per_node": 2,
+        "time": 120,
+        "job_name": "x",
+        "wckey": None,
+        "stderr_to_stdout": True,
+        "additional_parameters": {"gres": "dcu:2", "requeue": True},
+    }
+
+
+def test_a_directive_that_the_site_refuses_is_left_out():
+    parameters = submitit_parameters(DIRECTIVES, ["requeue", "job-name", "wckey"])
+    assert parameters["additional_parameters"] == {"gres": "dcu:2"}
+    assert parameters["job_name"] is None
+
+
+def test_a_directive_that_submitit_insists_on_cannot_be_left_out():
+    with pytest.raises(ConfigError, match=r"submitit always writes --signal; .* use `python -m jobs render`"):
+        submitit_parameters(DIRECTIVES, ["signal"])
+
+
+def test_a_command_gives_what_it_prints():
+    assert run_command(["printf", "a b"]) == "a b"
+
+
+def test_a_refusal_is_passed_on_in_the_commands_own_words():
+    with pytest.raises(SchedulerError, match=r"^sh -c .*: Invalid partition name$") as caught:
+        run_command(["sh", "-c", "echo Invalid partition name >&2; exit 1"])
+    assert caught.value.exit_code == 3
+
+
+def test_a_missing_scheduler_is_named_with_the_way_out(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SchedulerError, match="sbatch is not here: load the site's Slurm, or use cluster=local"):
+        run_command(["sbatch", "--version"])
+
+
+def test_a_command_that_hangs_is_given_up(monkeypatch):
+    monkeypatch.setattr("jobs.slurm.COMMAND_SECONDS", 0.1)
+    with pytest.raises(SchedulerError, match=r"sleep gave no answer within 0\.1 s"):
+        run_command(["sleep", "5"])

@@ -1,0 +1,219 @@
+"""A worker makes each picture once, whatever fails, dies or runs beside it, and writes down what stands on the disk."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.records import read_records, read_summary
+from jobs.rundir import RunDir
+from jobs.worker import Worker, batches, run_shard
+from ldm.errors import DeviceError, OutputError, RequestError
+from ldm.inference.models import PROJECT_ROOT
+from tests.jobs.support import FakeModel, content, prepare, sha256
+
+ONE = Worker(name="one", device="fake", batch_size=2)
+ALL = "images_per_shard=6"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return prepare(tmp_path, ALL).run
+
+
+def files(run: RunDir) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run.path / "samples").rglob("*") if path.is_file()}
+
+
+def expected(run: RunDir) -> dict[str, bytes]:
+    return {Path(image.file).name: content(image.request) for image in run.shard(0).images}
+
+
+def test_every_picture_is_made_and_recorded(run):
+    summary = run_shard(run.shard(0), run, FakeModel(), ONE)
+    assert files(run) == expected(run)
+    assert (summary.done, summary.made, summary.failed) == (True, 6, 0)
+    records = read_records(run.records_path(0)).images
+    for image in run.shard(0).images:
+        record = records[image.index]
+        assert (record.request_id, record.file, record.prompt) == (image.request_id, image.file, image.request.prompt)
+        assert record.sha256 == sha256(content(image.request))
+        assert (record.device, record.worker, record.seconds) == ("fake", "one", 0.5)
+
+
+def test_pictures_come_in_batches(run):
+    model = FakeModel()
+    run_shard(run.shard(0), run, model, Worker("one", "fake", batch_size=4))
+    assert [len(batch) for batch in model.batches] == [4, 2]
+
+
+def test_a_second_time_makes_nothing(run):
+    run_shard(run.shard(0), run, FakeModel(), ONE)
+    before = files(run)
+    model = FakeModel()
+    assert run_shard(run.shard(0), run, model, ONE).done
+    assert model.batches == []
+    assert files(run) == before
+
+
+def test_a_lost_file_is_made_again_and_no_other(run):
+    run_shard(run.shard(0), run, FakeModel(), ONE)
+    (run.path / "samples/000/000003.png").unlink()
+    model = FakeModel()
+    run_shard(run.shard(0), run, model, ONE)
+    assert model.batches == [["picture number 3"]]
+    assert files(run) == expected(run)
+
+
+def test_lost_records_are_made_again_for_the_files_that_stay(run):
+    run_shard(run.shard(0), run, FakeModel(), ONE)
+    run.records_path(0).unlink()
+    assert run_shard(run.shard(0), run, FakeModel(), ONE).done
+    assert files(run) == expected(run)
+
+
+def test_torn_records_cost_only_the_pictures_whose_lines_are_lost(run):
+    run_shard(run.shard(0), run, FakeModel(), ONE)
+    lines = run.records_path(0).read_bytes().splitlines(keepends=True)
+    run.records_path(0).write_bytes(b"".join(lines[:4]) + lines[4][:20])
+    model = FakeModel()
+    assert run_shard(run.shard(0), run, model, ONE).done
+    assert model.batches == [["picture number 4", "picture number 5"]]
+
+
+def test_a_record_of_another_plan_does_not_count(tmp_path, run):
+    other = prepare(tmp_path, ALL, "steps=2").run
+    run_shard(run.shard(0), run, FakeModel(), ONE)
+    other.records_path(0).write_bytes(run.records_path(0).read_bytes())
+    model = FakeModel()
+    run_shard(other.shard(0), other, model, ONE)
+    assert sum(len(batch) for batch in model.batches) == 6
+
+
+def test_a_picture_that_fails_is_recorded_and_the_others_are_made(run):
+    summary = run_shard(run.shard(0), run, FakeModel(fail=["picture number 2"]), ONE)
+    assert (summary.done, summary.made, summary.failed) == (False, 5, 1)
+    failures = read_records(run.records_path(0)).failures
+    assert [(failure.index, failure.error) for failure in failures.values()] == [
+        (2, "no picture of 'picture number 2'")
+    ]
+    assert sorted(files(run)) == [f"00000{index}.png" for index in (0, 1, 3, 4, 5)]
+
+
+def test_a_failed_picture_is_tried_again_by_the_next_run(run):
+    run_shard(run.shard(0), run, FakeModel(fail=["picture number 2"]), ONE)
+    model = FakeModel()
+    assert run_shard(run.shard(0), run, model, ONE).done
+    assert model.batches == [["picture number 2"]]
+
+
+def test_a_request_that_the_model_refuses_fails_alone(run):
+    model = FakeModel()
+
+    def refuse(requests):
+        if any(request.prompt == "picture number 0" for request in requests):
+            raise RequestError("the init image is gone")
+        return model(requests)
+
+    summary = run_shard(run.shard(0), run, refuse, ONE)
+    assert (summary.made, summary.failed) == (5, 1)
+
+
+def test_what_concerns_every_picture_ends_the_worker(run):
+    def lose_the_card(requests):
+        raise DeviceError("the card is gone")
+
+    with pytest.raises(DeviceError, match="the card is gone"):
+        run_shard(run.shard(0), run, lose_the_card, ONE)
+
+
+def test_flagged_pictures_are_counted_and_dropped_ones_leave_no_file(run):
+    model = FakeModel(flag=["picture number 1"], drop=["picture number 4"])
+    summary = run_shard(run.shard(0), run, model, ONE)
+    assert (summary.done, summary.made, summary.flagged) == (True, 6, 2)
+    records = read_records(run.records_path(0)).images
+    assert (records[4].file, records[4].sha256, records[4].flagged) == ("", "", True)
+    assert "000004.png" not in files(run)
+    again = FakeModel()
+    run_shard(run.shard(0), run, again, ONE)
+    assert again.batches == []
+
+
+def test_of_two_workers_the_first_file_stays_and_both_records_describe_it(run):
+    image = run.shard(0).images[0]
+    path = run.image_path(image.file)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"made on another card, so not byte for byte the same")
+    run_shard(run.shard(0), run, FakeModel(), ONE)
+    assert path.read_bytes() == b"made on another card, so not byte for byte the same"
+    assert read_records(run.records_path(0)).images[0].sha256 == sha256(path.read_bytes())
+
+
+def test_a_full_disk_ends_the_worker_and_leaves_whole_files(run, monkeypatch):
+    real, calls = os.fsync, []
+
+    def no_space_at_the_third(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr("ldm.inference.files.os.fsync", no_space_at_the_third)
+    with pytest.raises(OutputError, match="No space left on device; free some space"):
+        run_shard(run.shard(0), run, FakeModel(), ONE)
+    assert set(files(run).items()) <= set(expected(run).items())
+    assert run_shard(run.shard(0), run, FakeModel(), ONE).done
+    assert files(run) == expected(run)
+
+
+def test_batches_hold_what_can_be_sampled_together(tmp_path):
+    path = tmp_path / "mixed.jsonl"
+    lines = ['{"prompt": "a"}', '{"prompt": "b", "height": 128}', '{"prompt": "c"}', '{"prompt": "d", "steps": 2}']
+    path.write_text("\n".join(lines))
+    run = prepare_mixed(tmp_path, path)
+    prompts = [[image.request.prompt for image in batch] for batch in batches(run.shard(0).images, 4)]
+    assert prompts == [["a", "c"], ["b"], ["d"]]
+
+
+def prepare_mixed(folder: Path, path: Path) -> RunDir:
+    from jobs.config import read_settings
+    from jobs.prepare import prepare_run
+
+    return prepare_run(path, read_settings(["model=rehearsal", f"outputs={folder / 'outputs'}"])).run
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.2])
+def test_a_worker_killed_at_any_moment_costs_only_what_it_had_not_written(tmp_path, seconds):
+    run = prepare(tmp_path, "images_per_shard=60", "steps=30", count=60).run
+    command = [sys.executable, "-m", "jobs", "work", str(run.path), "device=cpu"]
+    worker = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}, stderr=subprocess.DEVNULL)
+    wait_for_a_picture(run)
+    time.sleep(seconds)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    survivors = {name: data for name, data in files(run).items() if name.endswith(".png") and name[0] != "."}
+    assert survivors
+    subprocess.run([*command], env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}, check=True, capture_output=True)
+    now = {name: data for name, data in files(run).items() if name[0] != "."}
+    assert len(now) == 60
+    assert survivors.items() <= now.items(), "a picture that was there has not been touched"
+    summary = read_summary(run.records_path(0))
+    assert summary is not None
+    assert summary.done
+    records = read_records(run.records_path(0)).images
+    assert {Path(record.file).name: record.sha256 for record in records.values()} == {
+        name: sha256(data) for name, data in now.items()
+    }
+
+
+def wait_for_a_picture(run: RunDir) -> None:
+    deadline = time.monotonic() + 120
+    while not (run.path / "samples" / "000" / "000000.png").exists():
+        assert time.monotonic() < deadline, "no picture within two minutes"
+        time.sleep(0.02)
