@@ -43,7 +43,7 @@ def adams_bashforth(history: Sequence[Tensor]) -> Tensor:
 
 
 def half_log_snr(alpha: float) -> float:
-    """lambda = log(sqrt(alpha) / sqrt(1 - alpha)), in which DPM-Solver measures its steps (Lu et al. 2022a, eq. 3.2)."""
+    """lambda = log(sqrt(alpha) / sqrt(1 - alpha)), which DPM-Solver's steps are even in (Lu et al. 2022a, eq. 3.2)."""
     return 0.5 * (math.log(alpha) - math.log1p(-alpha))
 
 
