@@ -1,11 +1,15 @@
 # shellcheck shell=bash
 # Before the lines of the site: what they may rely on. They are not written for `set -u`, so it is not set here.
+# A line that fails ends the job. ERR knows which it was; only EXIT sees a `source` of a missing file.
+note_line() {
+  setup_line=${BASH_LINENO[${#BASH_LINENO[@]} - 2]}
+}
 setup_failed() {
-  local line=${BASH_LINENO[${#BASH_LINENO[@]} - 2]}
-  echo "jobs: error: the setup failed with status $1 at: $(sed -n "${line}p" "$0")" >&2
+  echo "jobs: error: the setup failed with status $1${setup_line:+ at: $(sed -n "${setup_line}p" "$0")}" >&2
 }
 set -eE -o pipefail
-trap 'setup_failed $?' ERR
+trap note_line ERR
+trap 'setup_failed $?' EXIT
 ulimit -c 0
 if ! command -v module > /dev/null; then
   for init in /etc/profile.d/modules.sh /etc/profile.d/lmod.sh /etc/profile.d/z00_lmod.sh; do
