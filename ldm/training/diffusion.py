@@ -29,7 +29,12 @@ class DiffusionTraining(pl.LightningModule):
     """Learns to predict the noise in latents; the first stage stays as it is, an average of the rest is kept."""
 
     def __init__(
-        self, model: LatentDiffusion, learning_rate: float, *, unconditional_share: float, ema_decay: float,
+        self,
+        model: LatentDiffusion,
+        learning_rate: float,
+        *,
+        unconditional_share: float,
+        ema_decay: float,
         snr_gamma: float,
     ) -> None:
         super().__init__()
@@ -80,10 +85,15 @@ class DiffusionTraining(pl.LightningModule):
         """What the averaged weights paint for the batch's captions in 20 steps, images (B,3,H,W); always the same noise."""
         captions = batch["caption"]
         size = self.model.image_size
-        start = torch.randn((len(captions), self.model.channels, size, size), generator=torch.Generator().manual_seed(1))
+        start = torch.randn(
+            (len(captions), self.model.channels, size, size), generator=torch.Generator().manual_seed(1)
+        )
         with self.ema.swapped_into(self.trained):
             latents, _ = DDIMSampler(self.model).sample(
-                S=20, batch_size=len(captions), shape=start.shape[1:], x_T=start.to(self.device),
+                S=20,
+                batch_size=len(captions),
+                shape=start.shape[1:],
+                x_T=start.to(self.device),
                 conditioning=self.model.get_learned_conditioning(captions),
                 unconditional_conditioning=self.model.get_learned_conditioning([""] * len(captions)),
                 unconditional_guidance_scale=3.0,

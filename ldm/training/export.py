@@ -22,7 +22,8 @@ def halved(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
     """Weights (two dimensions or more, and biases of networks) in float16; tables and whole numbers as they are."""
     networks = ("model.", "first_stage_model.", "cond_stage_model.")
     return {
-        name: (tensor.half() if name.startswith(networks) and tensor.is_floating_point() else tensor).contiguous().clone()
+        name: (tensor.half() if name.startswith(networks) and tensor.is_floating_point() else tensor)
+        .contiguous()
+        .clone()
         for name, tensor in state.items()
     }
-

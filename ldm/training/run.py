@@ -111,7 +111,10 @@ def set_up_diffusion(spec: TrainSpec, root: Path, outdir: Path) -> Any:
     latents = encode_pictures(model.first_stage_model, EmojiDataset(spec.cached_pictures, seed=spec.seed))
     check_scale_factor(model.scale_factor, latents.deviation, spec.model)
     module = DiffusionTraining(
-        model, spec.learning_rate, unconditional_share=spec.unconditional_share, ema_decay=spec.ema_decay,
+        model,
+        spec.learning_rate,
+        unconditional_share=spec.unconditional_share,
+        ema_decay=spec.ema_decay,
         snr_gamma=spec.snr_gamma,
     )
     return module, DataLoader(latents, spec.batch_size, shuffle=True, drop_last=True)
@@ -124,7 +127,7 @@ def trained_first_stage(checkpoint: Optional[str]) -> Dict[str, torch.Tensor]:
     # Written by this program's own training run on this machine; it holds optimizer state, not only tensors.
     state = torch.load(checkpoint, map_location="cpu")["state_dict"]
     prefix = "first_stage."
-    return {name[len(prefix):]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def check_scale_factor(scale_factor: float, deviation: float, config: str) -> None:

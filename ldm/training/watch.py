@@ -43,8 +43,11 @@ class SampleGrids(pl.Callback):
 class LogLines(pl.Callback):
     """Step, speed and the logged values, at most once a minute."""
 
-    def __init__(self) -> None:
-        self.at, self.step = time.monotonic(), 0
+    at: float
+    step: int
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.at, self.step = time.monotonic(), pl_module.step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         now = time.monotonic()
@@ -52,8 +55,13 @@ class LogLines(pl.Callback):
             return
         values = ", ".join(f"{name} {float(value):.4f}" for name, value in trainer.callback_metrics.items())
         pace = (now - self.at) / max(pl_module.step - self.step, 1)
-        log.info("step %d, %.3f s a step, lr %.2e, %s", pl_module.step, pace,
-                 trainer.optimizers[0].param_groups[0]["lr"], values)
+        log.info(
+            "step %d, %.3f s a step, lr %.2e, %s",
+            pl_module.step,
+            pace,
+            trainer.optimizers[0].param_groups[0]["lr"],
+            values,
+        )
         self.at, self.step = now, pl_module.step
 
 

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ldm.modules import attention
+from ldm.modules.attention import CrossAttention, GEGLU, SpatialTransformer, attend, attend_in_slices
+
+
+def qkv(places: int, words: int) -> tuple:  # type: ignore[type-arg]
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn((2, 3, n, 8), generator=generator) for n in (places, words, words))
+
+
+@pytest.mark.parametrize(("places", "words"), [(1, 1), (16, 16), (64, 7), (33, 77)])
+def test_slices_change_nothing(places: int, words: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = attend_in_slices(*qkv(places, words))
+    monkeypatch.setattr(attention, "SLICE_ELEMENTS", 100)
+    # The products of a slice are the same, but a kernel may sum them in another order.
+    assert torch.allclose(attend_in_slices(*qkv(places, words)), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize(("places", "words"), [(16, 16), (64, 7)])
+def test_attention_is_the_weighted_mean_of_its_definition(places: int, words: int) -> None:
+    q, k, v = qkv(places, words)
+    weights = (torch.einsum("bhnd,bhmd->bhnm", q, k) / 8**0.5).softmax(-1)
+    assert torch.allclose(attend(q, k, v), torch.einsum("bhnm,bhmd->bhnd", weights, v), atol=1e-6)
+
+
+def test_gradients_flow_the_same_way_with_and_without_the_fused_kernel() -> None:
+    q, k, v = qkv(16, 16)
+    plain = torch.autograd.functional.jacobian(lambda x: attend(x, k, v).sum(), q)
+    sliced = torch.autograd.functional.jacobian(lambda x: attend_in_slices(x, k, v).sum(), q)
+    assert torch.allclose(plain, sliced, atol=1e-6)
+
+
+def test_without_context_a_layer_attends_to_itself() -> None:
+    torch.manual_seed(0)
+    layer = CrossAttention(16, heads=2, dim_head=8)
+    x = torch.randn(2, 5, 16)
+    assert torch.equal(layer(x), layer(x, x))
+
+
+def test_a_new_transformer_adds_nothing() -> None:
+    x = torch.randn(1, 32, 4, 6)
+    assert torch.equal(SpatialTransformer(32, 2, 16, context_dim=8)(x, torch.randn(1, 3, 8)), x)
+
+
+def test_the_gate_is_the_second_half_of_the_projection() -> None:
+    layer = GEGLU(4, 6)
+    x = torch.randn(2, 4)
+    value, gate = layer.proj(x)[:, :6], layer.proj(x)[:, 6:]
+    assert torch.equal(layer(x), value * torch.nn.functional.gelu(gate))

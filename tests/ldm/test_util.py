@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ldm.errors import ConfigError
+from ldm.util import get_obj_from_str, instantiate_from_config
+
+
+def test_a_target_is_built_with_its_params() -> None:
+    built = instantiate_from_config(
+        OmegaConf.create({"target": "torch.nn.Linear", "params": {"in_features": 2, "out_features": 3}})
+    )
+    assert isinstance(built, torch.nn.Linear) and built.out_features == 3
+
+
+@pytest.mark.parametrize("placeholder", ["__is_first_stage__", "__is_unconditional__"])
+def test_the_placeholders_of_the_schema_build_nothing(placeholder: str) -> None:
+    assert instantiate_from_config(placeholder) is None
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "ldm.models.diffusion.ddpm.LatentDiffusion",
+        "ldm.models.autoencoder.AutoencoderKL",
+        "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+        "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
+        "ldm.lr_scheduler.LambdaLinearScheduler",
+        "torch.nn.Identity",
+    ],
+)
+def test_every_target_of_a_v1_config_resolves(target: str) -> None:
+    assert get_obj_from_str(target).__name__ == target.rpartition(".")[2]
+
+
+@pytest.mark.parametrize("target", ["os.system", "subprocess.Popen", "builtins.eval", "torch.load", "ldm.util.Mapping"])
+def test_a_config_cannot_call_what_is_not_a_network(target: str) -> None:
+    with pytest.raises(ConfigError, match="target must be a torch.nn.Module or a class of ldm"):
+        instantiate_from_config({"target": target, "params": {}})
+
+
+@pytest.mark.parametrize("target", ["ldm.models.nothing.Here", "ldm.models.autoencoder.VQModel", "NoDots", ""])
+def test_a_target_that_is_not_there_is_named(target: str) -> None:
+    with pytest.raises(ConfigError, match="target must be the import path of a class"):
+        get_obj_from_str(target)
+
+
+def test_an_unknown_param_is_refused_with_the_nearest_known_one() -> None:
+    node = {"target": "ldm.lr_scheduler.LambdaLinearScheduler", "params": {"warmup_steps": [1]}}
+    with pytest.raises(ConfigError, match="has no parameter 'warmup_steps'; did you mean 'warm_up_steps'"):
+        instantiate_from_config(node)
+
+
+def test_a_missing_param_is_named() -> None:
+    node = {"target": "ldm.lr_scheduler.LambdaLinearScheduler", "params": {"warm_up_steps": [1]}}
+    with pytest.raises(ConfigError, match="needs the parameter 'f_min'"):
+        instantiate_from_config(node)
+
+
+@pytest.mark.parametrize("node", [{"params": {}}, "ldm.util", None, 3])
+def test_a_node_without_a_target_is_refused(node: object) -> None:
+    with pytest.raises(ConfigError, match="must have the key 'target'"):
+        instantiate_from_config(node)
