@@ -148,7 +148,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _grid(options: argparse.Namespace) -> int:
     run = RunDir(options.subject)
-    print(_sheet(run, run.info()))
+    print(_shown(_sheet(run, run.info())))
     return 0
 
 

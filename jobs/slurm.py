@@ -100,6 +100,7 @@ def submit_array(
     python: str,
 ) -> List[str]:
     """Submit one array task for each tuple of arguments; the ids of the tasks, such as 12_0, or 12 for a single one."""
+    run_command(["sbatch", "--version"])
     try:
         from submitit import SlurmExecutor
         from submitit.core.utils import FailedJobError, FailedSubmissionError

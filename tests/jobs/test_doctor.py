@@ -1,0 +1,99 @@
+"""The doctor says what is missing before a job does, without importing torch."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from jobs.config import read_settings
+from jobs.doctor import Verdict, examine
+from ldm.errors import SchedulerError
+
+SINFO = "kshdtest dcu:Hygon:4\nkshdtest dcu:4\nkshctest (null)\ngpu gpu:a100:4\n"
+
+
+def answer(command):
+    return {"sbatch": "slurm 22.05.8\n", "sinfo": SINFO}[command[0]]
+
+
+def findings(*words, run=answer, verdict=None):
+    found = examine(read_settings(words), run)
+    return [finding.text for finding in found if verdict in (None, finding.verdict)]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_site_that_has_everything_has_nothing_to_mend():
+    assert findings("cluster=scnet-dcu", verdict=Verdict.FAIL) == []
+    assert "partition kshdtest has the resources dcu:Hygon:4, dcu:4, asked for is dcu" in findings("cluster=scnet-dcu")
+
+
+def test_a_partition_that_is_not_there_is_named_with_those_that_are():
+    assert findings("cluster=scnet-dcu", "cluster.partition=x", verdict=Verdict.FAIL) == [
+        "no partition 'x'; there are gpu, kshctest, kshdtest"
+    ]
+
+
+def test_a_partition_without_the_cards_is_named():
+    assert findings("cluster=scnet-dcu", "cluster.partition=kshctest", verdict=Verdict.FAIL) == [
+        "partition kshctest has the resources (null), asked for is dcu"
+    ]
+
+
+def test_a_scheduler_that_does_not_answer_is_a_failure():
+    def refuse(command):
+        raise SchedulerError("sbatch is not here")
+
+    assert findings("cluster=scnet-dcu", run=refuse, verdict=Verdict.FAIL) == ["sbatch is not here"]
+
+
+def test_here_nobody_asks_slurm():
+    def refuse(command):
+        raise AssertionError(command)
+
+    assert not any("submitit" in text for text in findings("cluster=local", run=refuse))
+
+
+def test_a_missing_package_is_a_failure(monkeypatch):
+    monkeypatch.setattr("jobs.doctor.NEEDED", ("no-such-package",))
+    assert "no-such-package is not installed for this Python" in findings(verdict=Verdict.FAIL)
+
+
+def test_a_submitit_that_fails_on_this_python_is_known(monkeypatch):
+    monkeypatch.setattr("jobs.doctor._version", lambda package: "1.5.4")
+    monkeypatch.setattr(sys, "version_info", (3, 8, 18))
+    assert findings("cluster=scnet-dcu", verdict=Verdict.FAIL) == [
+        "submitit 1.5.4 fails on Python 3.8 and 3.9; pip install submitit==1.5.3"
+    ]
+
+
+def test_a_missing_submitit_leaves_render(monkeypatch):
+    monkeypatch.setattr("jobs.doctor._version", lambda package: None if package == "submitit" else "1")
+    assert findings("cluster=scnet-dcu", verdict=Verdict.FAIL) == [
+        "submitit is not installed; without it use `python -m jobs render`"
+    ]
+
+
+def test_a_model_without_weights_is_a_warning_with_the_places_looked_at():
+    texts = findings(verdict=Verdict.WARN)
+    assert any(text.startswith("model sd-v1: no ") and "looked for" in text for text in texts)
+
+
+def test_an_outputs_folder_that_cannot_be_made_is_a_failure(tmp_path):
+    (tmp_path / "outputs").write_text("a file in the way")
+    assert any("cannot write" in text for text in findings(verdict=Verdict.FAIL))
+
+
+def test_looking_leaves_no_folder_behind(tmp_path):
+    findings("cluster=scnet-dcu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_module_lines_in_a_shell_without_modules_are_a_warning(monkeypatch):
+    monkeypatch.delenv("MODULESHOME", raising=False)
+    monkeypatch.delenv("LMOD_CMD", raising=False)
+    assert any("the setup uses `module`" in text for text in findings("cluster=scnet-dcu", verdict=Verdict.WARN))

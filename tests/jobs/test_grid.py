@@ -1,0 +1,48 @@
+"""The contact sheet shows the first pictures of a run, large ones made smaller."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from jobs.config import read_settings
+from jobs.grid import make_sheet
+from jobs.prepare import prepare_run
+from jobs.rehearsal import generate
+from jobs.worker import Worker, run_shard
+from tests.jobs.support import prepare
+
+WORKER = Worker(name="one", device="fake", batch_size=4)
+
+
+def test_all_pictures_stand_on_the_sheet_in_the_order_of_the_plan(tmp_path):
+    prepared = prepare(tmp_path)
+    for shard in (2, 0, 1):
+        run_shard(prepared.run.shard(shard), prepared.run, generate, WORKER)
+    path = make_sheet(prepared.run, prepared.info)
+    assert path == prepared.run.path / "grid-0000.png"
+    with Image.open(path) as sheet:
+        assert sheet.size == (6 * 66 + 2, 66 + 2)
+        colours = [sheet.getpixel((2 + 66 * column, 2)) for column in range(6)]
+    images = [image for shard in range(3) for image in prepared.run.shard(shard).images]
+    assert colours == [tuple(bytes.fromhex(image.request_id[:6])) for image in images]
+
+
+def test_without_a_picture_there_is_no_sheet(tmp_path):
+    prepared = prepare(tmp_path)
+    assert make_sheet(prepared.run, prepared.info) is None
+    assert not (prepared.run.path / "grid-0000.png").exists()
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(512, 1024, (256, 128)), (64, 32, (32, 64))])
+def test_large_pictures_are_made_smaller_and_small_ones_are_not_made_larger(tmp_path, height, width, size):
+    path = tmp_path / "one.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "height": height, "width": width}))
+    prepared = prepare_run(path, read_settings(["model=rehearsal", "steps=1", f"outputs={tmp_path}"]))
+    run_shard(prepared.run.shard(0), prepared.run, generate, WORKER)
+    sheet = make_sheet(prepared.run, prepared.info)
+    assert sheet is not None
+    with Image.open(sheet) as image:
+        assert image.size == size

@@ -1,0 +1,103 @@
+"""The worker's pictures are those of the pipeline, with their parameters inside, from the files that were planned."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.config import read_settings
+from jobs.launch import missing_shards, run_here
+from jobs.model import check_unchanged, load, to_picture
+from jobs.prepare import Prepared
+from jobs.records import read_records
+from ldm.errors import WeightsError
+from ldm.inference.images import read_parameters
+from ldm.inference.infotext import parse_infotext
+from ldm.inference.pipeline import GeneratedImage, Pipeline
+from ldm.inference.spec import GenerationRequest
+from tests.jobs.support import prepare
+
+
+@pytest.fixture
+def prepared(tmp_path, tiny_model) -> Prepared:
+    words = ["model=sd-v1", f"config={tiny_model.config}", f"checkpoint={tiny_model.checkpoint}", "safety=off"]
+    return prepare(tmp_path, *words, "steps=2", "precision=full", "device=cpu", count=3)
+
+
+def test_a_run_here_makes_the_pictures_of_the_pipeline(prepared, tiny_model):
+    status = run_here(
+        prepared.run,
+        read_settings(["cards=2"], prepared.info.settings),
+        missing_shards(prepared.run, prepared.info),
+        on_wait=lambda: None,
+    )
+    logs = "".join(path.read_text() for path in prepared.run.logs.iterdir())
+    assert status == 0, logs
+    pipeline = Pipeline.load(tiny_model.config, tiny_model.checkpoint, device="cpu", precision=precision())
+    for shard in range(prepared.info.plan.shards):
+        for image in prepared.run.shard(shard).images:
+            path = prepared.run.image_path(image.file)
+            [expected] = pipeline.generate([image.request])
+            with Image.open(path) as picture:
+                # Not equal: in a batch of two the CPU sums in another order than in a batch of one.
+                assert np.abs(np.asarray(picture).astype(int) - expected.pixels.astype(int)).max() <= 2
+            text = parse_infotext(read_parameters(path))
+            assert text.prompt == image.request.prompt
+            assert text.parameters["Seed"] == str(image.request.seed)
+            assert text.parameters["Model"] == "tiny"
+            assert prepared.info.model.checkpoint_sha256.startswith(text.parameters["Model hash"])
+        devices = {record.device for record in read_records(prepared.run.records_path(shard)).images.values()}
+        assert all(device.startswith("cpu ") for device in devices)
+
+
+def precision():
+    from ldm.inference.runtime import Precision
+
+    return Precision.FULL
+
+
+def test_the_model_is_loaded_once_and_says_its_device(prepared):
+    generate, device = load(prepared.info, prepared.info.settings.spec)
+    pictures = generate([image.request for image in prepared.run.shard(0).images])
+    assert len(pictures) == 2
+    assert all((picture.data or b"").startswith(b"\x89PNG") for picture in pictures)
+    assert device.startswith("cpu ")
+
+
+def test_a_checkpoint_of_another_size_is_refused(prepared, tmp_path):
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"x")
+    model = prepared.info.model.__class__(**{**vars(prepared.info.model), "checkpoint": str(other)})
+    with pytest.raises(WeightsError, match="has 1 bytes, the run was planned with"):
+        check_unchanged(model)
+
+
+def test_another_config_is_refused(prepared, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_bytes(Path(prepared.info.model.config).read_bytes() + b"\n")
+    model = prepared.info.model.__class__(**{**vars(prepared.info.model), "config": str(other)})
+    with pytest.raises(WeightsError, match="is not as it was when the run was planned"):
+        check_unchanged(model)
+
+
+def test_a_checkpoint_that_is_gone_is_named(prepared):
+    model = prepared.info.model.__class__(**{**vars(prepared.info.model), "checkpoint": "/gone.ckpt"})
+    with pytest.raises(WeightsError, match=r"cannot read /gone\.ckpt, which the run was planned with: No such file"):
+        check_unchanged(model)
+
+
+def test_a_dropped_picture_has_no_file(prepared):
+    image = GeneratedImage(request=GenerationRequest(prompt="a"), pixels=None, seconds=0.5, flagged=True)
+    picture = to_picture(image, prepared.info.model)
+    assert (picture.data, picture.flagged, picture.seconds) == (None, True, 0.5)
+
+
+def test_a_picture_keeps_its_pixels(prepared):
+    pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    image = GeneratedImage(request=GenerationRequest(prompt="a"), pixels=pixels, seconds=0.5)
+    with Image.open(io.BytesIO(to_picture(image, prepared.info.model).data or b"")) as decoded:
+        assert np.array_equal(np.asarray(decoded), pixels)

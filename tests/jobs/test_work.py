@@ -1,0 +1,176 @@
+"""A process in a job finds its card and its shards, loads the model only if there is work, and ends with a status."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from jobs import work as module
+from jobs.place import Place
+from jobs.records import read_summary
+from jobs.work import work
+from ldm.errors import ConfigError, RunError
+from tests.jobs.support import FakeModel, prepare
+
+CARD_VARIABLES = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+STEP = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES", "SLURM_NODEID")
+
+
+@pytest.fixture(autouse=True)
+def environ(monkeypatch):
+    """A process of its own: what it does to the environment is undone, and no launcher's variables are there."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MIOPEN_"))}
+    for name in CARD_VARIABLES:
+        clean.pop(name, None)
+    monkeypatch.setattr(os, "environ", clean)
+    return clean
+
+
+@pytest.fixture
+def model(monkeypatch):
+    fake = FakeModel()
+    monkeypatch.setattr(module, "load_generate", lambda info, spec: (fake, f"fake on {spec.device}"))
+    return fake
+
+
+def step(environ, rank, tasks, nodes=1, node=0):
+    environ.update(zip(STEP, map(str, (rank, tasks, rank % (tasks // nodes), nodes, node))))
+    environ.update(SLURM_JOB_ID="12", SLURMD_NODENAME="dcu1")
+
+
+def done(prepared) -> list[int]:
+    run, shards = prepared.run, range(prepared.info.plan.shards)
+    return [shard for shard in shards if read_summary(run.records_path(shard)) is not None]
+
+
+def test_alone_a_process_does_everything(tmp_path, model):
+    prepared = prepare(tmp_path)
+    assert work(prepared.run) == 0
+    assert done(prepared) == [0, 1, 2]
+
+
+def test_the_processes_of_a_step_share_the_shards(tmp_path, model, environ):
+    prepared = prepare(tmp_path)
+    step(environ, rank=1, tasks=2)
+    assert work(prepared.run, ["device=cpu"]) == 0
+    assert done(prepared) == [1]
+
+
+def test_only_the_shards_that_are_named(tmp_path, model):
+    prepared = prepare(tmp_path)
+    assert work(prepared.run, shards=[2]) == 0
+    assert done(prepared) == [2]
+
+
+def test_the_processes_of_a_task_share_the_shards_that_are_named(tmp_path, model, environ):
+    prepared = prepare(tmp_path)
+    step(environ, rank=1, tasks=2)
+    assert work(prepared.run, ["device=cpu"], shards=[0, 2]) == 0
+    assert done(prepared) == [2]
+
+
+@pytest.mark.parametrize(("part", "rank", "expected"), [((0, 2), 0, [0]), ((0, 2), 1, [1]), ((1, 2), 0, [2])])
+def test_parts_and_ranks_together_are_everything_once(tmp_path, model, environ, part, rank, expected):
+    prepared = prepare(tmp_path)
+    step(environ, rank=rank, tasks=2)
+    assert work(prepared.run, ["device=cpu"], part=part) == 0
+    assert done(prepared) == expected
+
+
+def test_a_shard_that_the_run_does_not_have_is_refused(tmp_path, model):
+    with pytest.raises(RunError, match="the run has the shards 0 to 2, not 3"):
+        work(prepare(tmp_path).run, shards=[3])
+
+
+def test_nothing_to_do_loads_no_model(tmp_path, model, monkeypatch):
+    prepared = prepare(tmp_path)
+    work(prepared.run)
+
+    def must_not_load(info, spec):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(module, "load_generate", must_not_load)
+    assert work(prepared.run) == 0
+
+
+def test_a_failed_picture_gives_the_status(tmp_path, monkeypatch):
+    fake = FakeModel(fail=["picture number 3"])
+    monkeypatch.setattr(module, "load_generate", lambda info, spec: (fake, "fake"))
+    assert work(prepare(tmp_path).run) == 4
+
+
+def test_how_it_works_may_differ_from_the_plan_and_what_is_made_may_not(tmp_path, model):
+    prepared = prepare(tmp_path)
+    work(prepared.run, ["batch_size=1"])
+    assert [len(batch) for batch in model.batches] == [1] * 6
+    with pytest.raises(ConfigError, match="steps is fixed by the plan"):
+        work(prepared.run, ["steps=2"])
+
+
+def test_of_sixteen_processes_on_two_cards_two_work(tmp_path, model, environ, monkeypatch, caplog):
+    monkeypatch.setattr(module, "allocated_cards", lambda environ: ["2", "3"])
+    prepared = prepare(tmp_path)
+    caplog.set_level("INFO")
+    step(environ, rank=5, tasks=16)
+    assert work(prepared.run) == 0
+    assert done(prepared) == []
+    assert "process 5 has no card of its own: 2 are here; start one process a card" in caplog.text
+    step(environ, rank=1, tasks=16)
+    assert work(prepared.run) == 0
+    assert done(prepared) == [1]
+    assert environ["HIP_VISIBLE_DEVICES"] == environ["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+def test_fewer_processes_than_cards_are_told(tmp_path, model, environ, monkeypatch, caplog):
+    monkeypatch.setattr(module, "allocated_cards", lambda environ: ["0", "1", "2", "3"])
+    step(environ, rank=0, tasks=1)
+    assert work(prepare(tmp_path).run) == 0
+    assert "4 cards and 1 processes: start one a card, as with srun --ntasks=4, to use all" in caplog.text
+
+
+def test_cards_that_a_job_was_given_are_used_or_it_ends(tmp_path, model, environ, monkeypatch):
+    monkeypatch.setattr(module, "allocated_cards", lambda environ: ["0"])
+    step(environ, rank=0, tasks=1)
+    prepared = prepare(tmp_path)
+    work(prepared.run)
+    summary = read_summary(prepared.run.records_path(0))
+    assert summary is not None
+    assert summary.sessions[0].device == "fake on gpu"
+
+
+def test_on_the_cpu_nobody_needs_a_card(tmp_path, model, environ, monkeypatch):
+    def must_not_ask(environ):
+        raise AssertionError("asked for cards")
+
+    monkeypatch.setattr(module, "allocated_cards", must_not_ask)
+    step(environ, rank=0, tasks=1)
+    assert work(prepare(tmp_path).run, ["device=cpu"]) == 0
+    assert "HIP_VISIBLE_DEVICES" not in environ
+
+
+def test_in_a_job_kernels_are_cached_in_a_folder_of_the_process_that_goes_with_it(tmp_path, environ, monkeypatch):
+    seen = []
+
+    def look(info, spec):
+        seen.append((environ["MIOPEN_USER_DB_PATH"], os.path.isdir(environ["MIOPEN_USER_DB_PATH"])))
+        return FakeModel(), "fake"
+
+    monkeypatch.setattr(module, "load_generate", look)
+    step(environ, rank=0, tasks=1)
+    work(prepare(tmp_path).run, ["device=cpu"])
+    [(folder, existed)] = seen
+    assert existed
+    assert not os.path.exists(folder)
+
+
+def test_a_kernel_cache_that_the_site_has_set_stays(tmp_path, model, environ):
+    step(environ, rank=0, tasks=1)
+    environ["MIOPEN_USER_DB_PATH"] = "/site/cache"
+    work(prepare(tmp_path).run, ["device=cpu"])
+    assert environ["MIOPEN_USER_DB_PATH"] == "/site/cache"
+    assert "MIOPEN_CUSTOM_CACHE_DIR" not in environ
+
+
+def test_a_place_of_its_own_is_what_a_lone_process_has():
+    assert Place() == Place(rank=0, processes=1, local_rank=0, nodes=1, node=0)
