@@ -6,7 +6,8 @@ block opposite made on the way down. Module names are the names of the tensors i
 
 from __future__ import annotations
 
-from typing import Any, List, Optional, Sequence
+from dataclasses import dataclass
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +107,63 @@ class TimestepEmbedSequential(nn.Sequential):
         return x
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """How the blocks of one network are made: what all of them share. `emb` is the width of the timestep code."""
+
+    emb: int
+    dropout: float
+    use_scale_shift_norm: bool
+    resblock_updown: bool
+    conv_resample: bool
+    num_heads: int
+    num_head_channels: int
+    transformer_depth: int
+    context_dim: Optional[int]
+    norm_groups: int
+
+    def __post_init__(self) -> None:
+        if (self.num_heads == -1) == (self.num_head_channels == -1):
+            raise ConfigError(
+                "unet_config needs one of num_heads and num_head_channels, "
+                f"got {self.num_heads} and {self.num_head_channels}"
+            )
+
+    def residual(self, channels: int, out_channels: int, resample: Optional[nn.Module] = None) -> ResBlock:
+        return ResBlock(
+            channels,
+            self.emb,
+            out_channels,
+            dropout=self.dropout,
+            use_scale_shift_norm=self.use_scale_shift_norm,
+            resample=resample,
+            groups=self.norm_groups,
+        )
+
+    def transformer(self, channels: int) -> SpatialTransformer:
+        heads = channels // self.num_head_channels if self.num_heads == -1 else self.num_heads
+        # The schema's dropout reaches the residual blocks alone.
+        return SpatialTransformer(
+            channels,
+            heads,
+            channels // heads,
+            depth=self.transformer_depth,
+            context_dim=self.context_dim,
+            groups=self.norm_groups,
+        )
+
+    def stage(self, channels: int, out_channels: int, *, attends: bool) -> List[nn.Module]:
+        """A residual block, and attention to the text where the level has it."""
+        residual = self.residual(channels, out_channels)
+        return [residual, self.transformer(out_channels)] if attends else [residual]
+
+    def resize(self, channels: int, kind: Any) -> nn.Module:
+        if self.resblock_updown:
+            return self.residual(channels, channels, resample=kind(channels, use_conv=False))
+        resized: nn.Module = kind(channels, use_conv=self.conv_resample)
+        return resized
+
+
 class UNetModel(nn.Module):
     """Parameters as the CompVis schema names them.
 
@@ -139,63 +197,34 @@ class UNetModel(nn.Module):
     ) -> None:
         super().__init__()
         if attention_resolutions and not use_spatial_transformer:
-            raise ConfigError("unet_config needs use_spatial_transformer: True; networks without text are not built here")
-        if (num_heads == -1) == (num_head_channels == -1):
-            raise ConfigError("unet_config needs one of num_heads and num_head_channels, "
-                              f"got {num_heads} and {num_head_channels}")
+            raise ConfigError("unet_config needs use_spatial_transformer: True; networks without text are not built")
         self.in_channels, self.out_channels, self.model_channels = in_channels, out_channels, model_channels
         emb = model_channels * 4
         self.time_embed = nn.Sequential(nn.Linear(model_channels, emb), nn.SiLU(), nn.Linear(emb, emb))
-
-        def res_block(channels: int, out: int, resample: Optional[nn.Module] = None) -> ResBlock:
-            return ResBlock(channels, emb, out, dropout=dropout, use_scale_shift_norm=use_scale_shift_norm,
-                            resample=resample, groups=norm_groups)
-
-        def transformer(channels: int) -> SpatialTransformer:
-            heads = channels // num_head_channels if num_heads == -1 else num_heads
-            # The schema's dropout reaches the residual blocks alone.
-            return SpatialTransformer(channels, heads, channels // heads, depth=transformer_depth,
-                                      context_dim=context_dim, groups=norm_groups)
-
-        def resize(channels: int, kind: Any) -> nn.Module:
-            if resblock_updown:
-                return res_block(channels, channels, resample=kind(channels, use_conv=False))
-            return kind(channels, use_conv=conv_resample)
-
-        channels = model_channels
-        self.input_blocks = nn.ModuleList(
-            [TimestepEmbedSequential(nn.Conv2d(in_channels, model_channels, 3, padding=1))]
+        blocks = Blocks(
+            emb=emb,
+            dropout=dropout,
+            use_scale_shift_norm=use_scale_shift_norm,
+            resblock_updown=resblock_updown,
+            conv_resample=conv_resample,
+            num_heads=num_heads,
+            num_head_channels=num_head_channels,
+            transformer_depth=transformer_depth,
+            context_dim=context_dim,
+            norm_groups=norm_groups,
         )
-        skips = [channels]
-        for level, mult in enumerate(channel_mult):
-            for _ in range(num_res_blocks):
-                layers: List[nn.Module] = [res_block(channels, mult * model_channels)]
-                channels = mult * model_channels
-                if 2**level in attention_resolutions:
-                    layers.append(transformer(channels))
-                self.input_blocks.append(TimestepEmbedSequential(*layers))
-                skips.append(channels)
-            if level != len(channel_mult) - 1:
-                self.input_blocks.append(TimestepEmbedSequential(resize(channels, Downsample)))
-                skips.append(channels)
+        widths = [mult * model_channels for mult in channel_mult]
+        attends = [2**level in attention_resolutions for level in range(len(widths))]
 
+        first = TimestepEmbedSequential(nn.Conv2d(in_channels, model_channels, 3, padding=1))
+        self.input_blocks, skips = way_down(blocks, first, widths, attends, num_res_blocks)
+        deepest = widths[-1]
         self.middle_block = TimestepEmbedSequential(
-            res_block(channels, channels), transformer(channels), res_block(channels, channels)
+            blocks.residual(deepest, deepest), blocks.transformer(deepest), blocks.residual(deepest, deepest)
         )
-
-        self.output_blocks = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(channel_mult))):
-            for i in range(num_res_blocks + 1):
-                layers = [res_block(channels + skips.pop(), mult * model_channels)]
-                channels = mult * model_channels
-                if 2**level in attention_resolutions:
-                    layers.append(transformer(channels))
-                if level and i == num_res_blocks:
-                    layers.append(resize(channels, Upsample))
-                self.output_blocks.append(TimestepEmbedSequential(*layers))
-
+        self.output_blocks = way_up(blocks, skips, widths, attends, num_res_blocks)
         self.out = nn.Sequential(
-            nn.GroupNorm(norm_groups, channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
+            nn.GroupNorm(norm_groups, widths[0]), nn.SiLU(), zeroed(nn.Conv2d(widths[0], out_channels, 3, padding=1))
         )
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Optional[Tensor] = None) -> Tensor:
@@ -212,3 +241,38 @@ class UNetModel(nn.Module):
             # The next map on the way down gives the size: a side that was odd there comes back odd.
             h = block(h, emb, context, skips[-1].shape[2:] if skips else None)
         return self.out(h)
+
+
+def way_down(
+    blocks: Blocks, first: nn.Module, widths: Sequence[int], attends: Sequence[bool], num_res_blocks: int
+) -> Tuple[nn.ModuleList, List[int]]:
+    """The blocks from the widest map to the smallest, and how many channels each hands across to the way up."""
+    path = nn.ModuleList([first])
+    channels = first[0].out_channels  # type: ignore[index]  # a TimestepEmbedSequential
+    skips = [channels]
+    for level, width in enumerate(widths):
+        for _ in range(num_res_blocks):
+            path.append(TimestepEmbedSequential(*blocks.stage(channels, width, attends=attends[level])))
+            channels = width
+            skips.append(channels)
+        if level != len(widths) - 1:
+            path.append(TimestepEmbedSequential(blocks.resize(channels, Downsample)))
+            skips.append(channels)
+    return path, skips
+
+
+def way_up(
+    blocks: Blocks, skips: Sequence[int], widths: Sequence[int], attends: Sequence[bool], num_res_blocks: int
+) -> nn.ModuleList:
+    """The blocks from the smallest map to the widest, each fed with the map that its opposite handed across."""
+    path = nn.ModuleList()
+    across = list(skips)
+    channels = widths[-1]
+    for level, width in reversed(list(enumerate(widths))):
+        for i in range(num_res_blocks + 1):
+            layers = blocks.stage(channels + across.pop(), width, attends=attends[level])
+            channels = width
+            if level and i == num_res_blocks:
+                layers.append(blocks.resize(channels, Upsample))
+            path.append(TimestepEmbedSequential(*layers))
+    return path
