@@ -21,7 +21,7 @@ DAY = datetime.date(2024, 2, 23)
 def planned(folder: Path, prompts: list[str], images_per_shard: int) -> RunDir:
     requests = [GenerationRequest(prompt=prompt, seed=seed) for seed, prompt in enumerate(prompts)]
     lines = [to_line(image) for image in planned_images(requests, images_per_shard)]
-    (folder / "plan.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
+    (folder / "plan.jsonl").write_bytes("".join(lines).encode("utf-8"))
     return RunDir(folder)
 
 
