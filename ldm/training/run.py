@@ -124,7 +124,7 @@ def trained_first_stage(checkpoint: Optional[str]) -> Dict[str, torch.Tensor]:
     """The first stage's tensors out of the checkpoint of an autoencoder run."""
     if checkpoint is None or not Path(checkpoint).is_file():
         raise ConfigError(f"first_stage must name the last.ckpt of an autoencoder run, got {checkpoint!r}")
-    # Written by this program's own training run on this machine; it holds optimizer state, not only tensors.
+    # Written by this program's own training run; torch before 2.6 reads it without limits, so take no stranger's.
     state = torch.load(checkpoint, map_location="cpu")["state_dict"]
     prefix = "first_stage."
     return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
