@@ -28,6 +28,11 @@ SAMPLER_LABELS = {
     SamplerName.DPM_SOLVER: "DPM-Solver++ 2M (CompVis)",
 }
 
+KEY_ORDER = (
+    "Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model hash", "Model", "Denoising strength",
+    "Init image hash", "RNG",
+)  # fmt: skip
+
 ITEM = re.compile(r'\s*([^,:"]*[^,:"\s])\s*(?::\s*("(?:\\.|[^\\"])*"|[^,]*))?(?:,|$)')
 LEAST_PAIRS = 3  # fewer than three pairs are taken for a prompt, as A1111 does
 
@@ -42,7 +47,10 @@ class Infotext:
 
 
 def describe(request: GenerationRequest, extra: Mapping[str, str | None] | None = None) -> Infotext:
-    """What A1111 would say of `request`, in its order of keys; `extra` follows, without the values that are None."""
+    """What A1111 would say of `request`, in its order of keys, with `extra`; values that are None are left out.
+
+    RNG is CPU because a request's noise is drawn there: A1111, set so, draws the same for the same seed.
+    """
     sampler, init = request.sampler, request.init
     values: dict[str, str | None] = {
         "Steps": str(sampler.steps),
@@ -53,12 +61,13 @@ def describe(request: GenerationRequest, extra: Mapping[str, str | None] | None 
         "Size": f"{request.width}x{request.height}",
         "Denoising strength": None if init is None else _number(init.strength),
         "Init image hash": None if init is None else init.sha256[:10],
+        "RNG": "CPU",
         "Eta DDIM": _number(sampler.eta) if sampler.eta else None,
         **(extra or {}),
-        "Version": SOFTWARE,
     }
-    known = {key: value for key, value in values.items() if value is not None}
-    return Infotext(prompt=request.prompt, negative_prompt=request.negative_prompt, parameters=known)
+    keys = [key for key in KEY_ORDER if key in values] + [key for key in values if key not in KEY_ORDER]
+    known = {key: value for key, value in ((key, values[key]) for key in keys) if value is not None}
+    return Infotext(request.prompt, request.negative_prompt, {**known, "Version": SOFTWARE})
 
 
 def format_infotext(infotext: Infotext) -> str:

@@ -86,10 +86,12 @@ def test_a_request_reads_as_a1111_would_say_it():
         width=384,
         sampler=SamplerConfig(steps=20),
     )
-    assert format_infotext(describe(request, {"Model hash": "6ce0161689", "Model": "v1: mine", "RNG": None})) == (
+    assert format_infotext(
+        describe(request, {"Note": "x", "Model hash": "6ce0161689", "Model": "v1: mine", "RNG": None})
+    ) == (
         "一只猫\n在花园里\nNegative prompt: blur\n"
         "Steps: 20, Sampler: PLMS, CFG scale: 7.5, Seed: 7, Size: 384x512, "
-        'Model hash: 6ce0161689, Model: "v1: mine", Version: sdbatch'
+        'Model hash: 6ce0161689, Model: "v1: mine", Note: x, Version: sdbatch'
     )
 
 
@@ -103,7 +105,8 @@ def test_strength_eta_and_spacing_are_told_when_they_matter():
     assert told["Denoising strength"] == "0.75"
     assert told["Init image hash"] == "0123456789"
     plain = describe(GenerationRequest(prompt="cat")).parameters
-    assert list(plain) == ["Steps", "Sampler", "CFG scale", "Seed", "Size", "Version"]
+    assert list(plain) == ["Steps", "Sampler", "CFG scale", "Seed", "Size", "RNG", "Version"]
+    assert plain["RNG"] == "CPU"
 
 
 def test_our_dpm_solver_does_not_claim_to_be_that_of_a1111():
