@@ -155,11 +155,9 @@ def _grid(options: argparse.Namespace) -> int:
 def _prepare(options: argparse.Namespace) -> Tuple[Prepared, Settings]:
     settings = read_settings(options.settings)
     prepared = prepare_run(options.subject, settings)
-    plan = prepared.info.plan
-    log.info(
-        "%s: %s (%d pictures in %d shards)",
-        "resuming" if prepared.resumed else "planned", _shown(prepared.run.path), plan.images, plan.shards,
-    )  # fmt: skip
+    begun, plan = "resuming" if prepared.resumed else "planned", prepared.info.plan
+    size = f"{_counted(plan.images, 'picture')} in {_counted(plan.shards, 'shard')}"
+    log.info("%s: %s (%s)", begun, _shown(prepared.run.path), size)
     return prepared, settings
 
 
@@ -172,7 +170,8 @@ def _start(run: RunDir, info: RunInfo, settings: Settings) -> int:
         return _finish(run, info)
     if settings.profile.scheduler == "slurm":
         tasks = submit_to_slurm(run, settings, shards, run_in_job)
-        print(f"submitted {len(tasks)} tasks: {' '.join(dict.fromkeys(task.job.split('_')[0] for task in tasks))}")
+        jobs = dict.fromkeys(task.job.split("_")[0] for task in tasks)
+        print(f"submitted {_counted(len(tasks), 'task')}: {' '.join(jobs)}")
         print(f"python -m jobs status {shlex.quote(str(_shown(run.path)))}")
         return 0
     with Progress(run, info) as progress:
@@ -187,8 +186,8 @@ def _finish(run: RunDir, info: RunInfo) -> int:
 
     report = make_report(run, info)
     print("\n".join(format_report(report)))
-    print(f"pictures: {_shown(run.path / 'samples')}")
     if report.done:
+        print(f"pictures: {_shown(run.path / 'samples')}")
         print(f"grid:     {_shown(_sheet(run, info))}")
     return GenerationError.exit_code if report.failed or report.missing else 0
 
@@ -200,6 +199,11 @@ def _sheet(run: RunDir, info: RunInfo) -> Path:
     if path is None:
         raise RunError(f"{run.path} has no picture yet")
     return path
+
+
+def _counted(number: int, noun: str) -> str:
+    """1 task, 2 tasks."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _shown(path: Path) -> Path:

@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator, List, Sequence, Tuple
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 from jobs.config import Settings
 from jobs.plan import groups, index_ranges
@@ -62,8 +62,9 @@ def submit_to_slurm(
         "srun_args": [*SRUN_ARGUMENTS, f"--cpus-per-task={profile.cpus_per_card}"],
     }
     tasks: List[ArrayTask] = []
-    for elements in _groups_of_groups(shards, spec.cards, profile.max_array_size):
-        parameters["array_parallelism"] = spec.max_parallel or len(elements)
+    arrays = _arrays(shards, spec.cards, profile.max_array_size)
+    for elements in arrays:
+        parameters["array_parallelism"] = _parallel_tasks(spec.max_parallel, len(arrays)) or len(elements)
         words = [(_work_words(run, settings, element),) for element in elements]
         jobs = submit_array(task, words, run.logs, parameters, shlex.quote(profile.python or sys.executable))
         submitted = [_array_task(job, element) for job, element in zip(jobs, elements)]
@@ -122,10 +123,15 @@ def _work_words(run: RunDir, settings: Settings, shards: Sequence[int]) -> List[
     return ["work", f"--shard={index_ranges(shards)}", str(run.path), *worker_words(settings)]
 
 
-def _groups_of_groups(shards: Sequence[int], cards: int, max_array_size: int) -> List[List[Tuple[int, ...]]]:
+def _arrays(shards: Sequence[int], cards: int, max_array_size: int) -> List[List[Tuple[int, ...]]]:
     """The shards of each task of each array."""
     elements = groups(shards, cards)
     return [elements[start : start + max_array_size] for start in range(0, len(elements), max_array_size)]
+
+
+def _parallel_tasks(max_parallel: Optional[int], arrays: int) -> Optional[int]:
+    """How many tasks each of several arrays may run at a time, so that together they keep the limit."""
+    return None if max_parallel is None else max(1, max_parallel // arrays)
 
 
 def _array_task(job: str, shards: Tuple[int, ...]) -> ArrayTask:

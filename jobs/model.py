@@ -13,14 +13,13 @@ from ldm.errors import WeightsError
 from ldm.inference.files import sha256_of
 from ldm.inference.infotext import describe, format_infotext
 from ldm.inference.spec import GenerationRequest
+from ldm.inference.weightfile import MODEL_HASH_DIGITS
 
 if TYPE_CHECKING:
     from ldm.inference.censor import Censor
     from ldm.inference.pipeline import GeneratedImage
 
 log = logging.getLogger(__name__)
-
-MODEL_HASH_DIGITS = 10  # as A1111 shortens a checkpoint's sha256
 
 
 def load(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:

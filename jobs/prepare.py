@@ -24,6 +24,7 @@ from ldm.inference.files import naming, sha256_of
 from ldm.inference.models import PROJECT_ROOT, entry_named, find_file, find_files, read_shape
 from ldm.inference.prompts import read_prompts
 from ldm.inference.spec import SIZE_MULTIPLE, GenerationRequest
+from ldm.inference.weightfile import recognise
 from ldm.modules.encoders.tokenizer import FILES, find_tokenizer
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ def find_model(spec: JobSpec) -> RunModel:
 
 def _found_model(spec: JobSpec) -> RunModel:
     files = find_files(entry_named(spec.model), config=spec.config, checkpoint=spec.checkpoint)
+    recognise(files.checkpoint)
     shape = read_shape(files.config)
     checkpoint = files.checkpoint.absolute()
     tokenizer = find_tokenizer(spec.clip, version=_tokenizer_version(files.config), checkpoint=checkpoint).absolute()

@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
+from jobs.plan import index_ranges
 from jobs.records import Session, ShardSummary, read_records, read_summary
 from jobs.rundir import RunDir, RunInfo
 
-SHOWN = 5  # failures and troubled shards that are shown
+SHOWN = 5  # failures, and logs with bad news, that are shown
 LOG_TAIL_BYTES = 4096
 TROUBLE = re.compile(r"error|traceback|killed|cancelled|time limit|out of memory", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """A shard that did not get done, and the last words of its log."""
+    """Shards that did not get done, and the last words of their log."""
 
-    shard: int
+    shards: Tuple[int, ...]
     log: str
     lines: Tuple[str, ...]
 
@@ -35,6 +36,7 @@ class Report:
     missing: int
     images_per_second: Optional[float]
     card_hours: float
+    cost: Optional[float]
     failures: Tuple[str, ...]
     troubles: Tuple[Trouble, ...]
 
@@ -45,6 +47,8 @@ def make_report(run: RunDir, info: RunInfo) -> Report:
     found = [summary for summary in read if summary is not None]
     sessions = [session for summary in found for session in summary.sessions]
     done, failed = sum(each.made for each in found), sum(each.failed for each in found)
+    card_hours = sum(session.updated - session.started for session in sessions) / 3600
+    price = info.settings.profile.price_per_card_hour
     undone = [shard for shard, summary in enumerate(read) if summary is None or not summary.done]
     return Report(
         planned=info.plan.images,
@@ -53,7 +57,8 @@ def make_report(run: RunDir, info: RunInfo) -> Report:
         failed=failed,
         missing=info.plan.images - done - failed,
         images_per_second=_rate(sessions),
-        card_hours=sum(session.updated - session.started for session in sessions) / 3600,
+        card_hours=card_hours,
+        cost=None if price is None else price * card_hours,
         failures=_failures(run, found),
         troubles=_troubles(run, undone),
     )
@@ -65,11 +70,14 @@ def format_report(report: Report) -> List[str]:
     lines = [
         f"{report.done} of {report.planned} pictures done ({share:.0f} %), "
         f"{report.flagged} flagged, {report.failed} failed, {report.missing} missing",
-        f"{_rate_text(report.images_per_second)}, {report.card_hours:.2f} card-hours",
+        f"{_rate_text(report.images_per_second)}, {report.card_hours:.2f} card-hours{_cost_text(report.cost)}",
     ]
     lines += [f"failed: {failure}" for failure in report.failures]
     for trouble in report.troubles:
-        lines.append(f"shard {trouble.shard} is not done; {trouble.log} ends with")
+        which = (
+            f"shards {index_ranges(trouble.shards)} are" if len(trouble.shards) > 1 else f"shard {trouble.shards[0]} is"
+        )
+        lines.append(f"{which} not done; {trouble.log} ends with")
         lines += [f"    {line}" for line in trouble.lines]
     return lines
 
@@ -90,6 +98,10 @@ def _rate_text(rate: Optional[float]) -> str:
     return f"{rate:.2f} images/s" if rate >= 0.1 else f"{1 / rate:.0f} s an image"
 
 
+def _cost_text(cost: Optional[float]) -> str:
+    return "" if cost is None else f", cost {cost:.2f}"
+
+
 def _failures(run: RunDir, summaries: List[ShardSummary]) -> Tuple[str, ...]:
     texts: List[str] = []
     for summary in summaries:
@@ -102,12 +114,15 @@ def _failures(run: RunDir, summaries: List[ShardSummary]) -> Tuple[str, ...]:
 def _troubles(run: RunDir, undone: List[int]) -> Tuple[Trouble, ...]:
     """The undone shards whose latest log ends with bad news; one that is still being made has none."""
     logs = _latest_logs(run)
-    found: List[Trouble] = []
+    shards_of: Dict[Path, List[int]] = {}
     for shard in undone:
-        path = logs.get(shard)
-        lines = _last_lines(path) if path else ()
-        if path and any(TROUBLE.search(line) for line in lines):
-            found.append(Trouble(shard, str(path), lines))
+        if shard in logs:
+            shards_of.setdefault(logs[shard], []).append(shard)
+    found: List[Trouble] = []
+    for path, shards in shards_of.items():
+        lines = _last_lines(path)
+        if any(TROUBLE.search(line) for line in lines):
+            found.append(Trouble(tuple(shards), str(path), lines))
         if len(found) == SHOWN:
             break
     return tuple(found)

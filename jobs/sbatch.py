@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shlex
 import sys
@@ -16,10 +17,13 @@ from typing import Any, Dict, List, Sequence
 from jobs.config import Settings
 from jobs.plan import index_ranges
 from jobs.rundir import RunDir
-from ldm.errors import OutputError
+from ldm.errors import ConfigError, OutputError
 from ldm.inference.models import PROJECT_ROOT
 
+log = logging.getLogger(__name__)
+
 TEMPLATES = Path(__file__).resolve().parent / "templates"
+NODE_LOCAL = ("/tmp/", "/var/tmp/", "/dev/shm/")
 UNQUOTABLE = "%\\\n"  # Slurm expands the first two in the path of a log, and a directive is one line
 
 
@@ -51,7 +55,9 @@ def directives(run: RunDir, settings: Settings) -> Dict[str, str]:
     Cards are asked for by --gres alone: --gpus-per-node and its kin know no other resource than `gpu`.
     """
     spec, profile = settings.spec, settings.profile
-    check_log_path(run)
+    check_run_path(run)
+    if profile.gres and spec.cards > profile.cards_per_node:
+        raise ConfigError(f"cards must be at most {profile.cards_per_node}, a node's on this cluster, got {spec.cards}")
     asked: Dict[str, Any] = {
         "job-name": run.path.name,
         "partition": profile.partition,
@@ -104,11 +110,13 @@ def log_pattern(run: RunDir) -> Path:
     return run.logs / "%A_%a.log"
 
 
-def check_log_path(run: RunDir) -> None:
-    """Refuse a run folder whose path Slurm would read otherwise than it is written."""
+def check_run_path(run: RunDir) -> None:
+    """Refuse a run folder whose path Slurm would read otherwise than it is written; warn of one that nodes lack."""
     found = [character for character in UNQUOTABLE if character in str(run.path)]
     if found:
         raise OutputError(f"the path of a run on Slurm must not hold {found[0]!r}, got {run.path}; give outputs=FOLDER")
+    if str(run.path).startswith(NODE_LOCAL):
+        log.warning("%s is on this machine alone: a node that does not see it fails without a log", run.path)
 
 
 def flag(key: str, value: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.config import read_settings
-from jobs.launch import missing_shards, run_here
+from jobs.launch import _arrays, _parallel_tasks, missing_shards, run_here
 from jobs.prepare import Prepared
 from jobs.records import read_records, read_summary
 from jobs.worker import Worker, run_shard
@@ -116,3 +116,13 @@ def test_a_run_moved_as_a_whole_goes_on(tmp_path):
     there = Prepared(type(prepared.run)(Path(moved)), prepared.info, resumed=True)
     assert run_all(there) == 0
     assert len(pictures(there)) == 6
+
+
+@pytest.mark.parametrize(("limit", "arrays", "each"), [(None, 3, None), (8, 1, 8), (8, 2, 4), (8, 3, 2), (2, 3, 1)])
+def test_several_arrays_keep_the_limit_together(limit, arrays, each):
+    assert _parallel_tasks(limit, arrays) == each
+
+
+def test_arrays_hold_every_shard_once_within_the_sites_limit():
+    arrays = _arrays(range(10), cards=2, max_array_size=2)
+    assert arrays == [[(0, 1), (2, 3)], [(4, 5), (6, 7)], [(8, 9)]]

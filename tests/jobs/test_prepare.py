@@ -134,10 +134,19 @@ def test_the_model_is_fixed_by_its_content(tmp_path, tiny_model):
 def test_another_checkpoint_under_the_same_name_is_another_plan(tmp_path, tiny_model):
     checkpoint = tmp_path / "model.safetensors"
     words = [f"config={tiny_model.config}", f"checkpoint={checkpoint}", "model=sd-v1", "safety=off"]
-    checkpoint.write_bytes(b"one")
+    weights = tiny_model.checkpoint.read_bytes()
+    checkpoint.write_bytes(weights)
     first = prepare(tmp_path, *words)
-    checkpoint.write_bytes(b"two")
+    checkpoint.write_bytes(weights[:-1] + b"\1")
     assert prepare(tmp_path, *words).run.path != first.run.path
+
+
+def test_a_checkpoint_that_is_none_is_named_before_anything_is_queued(tmp_path, tiny_model):
+    pointer = tmp_path / "model.ckpt"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4265380512\n")
+    with pytest.raises(WeightsError, match="Git LFS pointer"):
+        prepare(tmp_path, "model=sd-v1", f"config={tiny_model.config}", f"checkpoint={pointer}", "safety=off")
+    assert entries(tmp_path / "outputs") == []
 
 
 def test_a_missing_safety_checker_is_named_with_the_way_out(tmp_path, tiny_model, monkeypatch):

@@ -59,14 +59,16 @@ def test_the_rate_counts_the_time_in_which_somebody_was_at_work(sessions, rate):
 
 
 def test_card_hours_are_those_of_all_workers(tmp_path):
-    prepared = prepare(tmp_path)
+    prepared = prepare(tmp_path, "cluster.price_per_card_hour=1.5")
     run_shard(prepared.run.shard(0), prepared.run, FakeModel(), WORKER)
     path = prepared.run.records_path(0)
     text = path.read_text()
     started = text.split('"started":')[1].split(",")[0]
     updated = text.split('"updated":')[1].split(",")[0]
     path.write_text(text.replace(f'"started":{started}', '"started":0.0').replace(f":{updated}", ":7200.0"))
-    assert make_report(prepared.run, prepared.info).card_hours == pytest.approx(2.0)
+    report = make_report(prepared.run, prepared.info)
+    assert report.card_hours == pytest.approx(2.0)
+    assert report.cost == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +93,25 @@ def test_a_shard_whose_log_ends_badly_is_shown_with_its_last_lines(tmp_path):
     (prepared.run.logs / "1_0_1_log.out").write_text(f"{lines}slurmstepd: error: *** STEP 1.0 CANCELLED ***\n\n")
     report = make_report(prepared.run, prepared.info)
     [trouble] = report.troubles
-    assert (trouble.shard, trouble.log.endswith("logs/1_0_1_log.out")) == (1, True)
+    assert (trouble.shards, trouble.log.endswith("logs/1_0_1_log.out")) == ((1,), True)
     assert trouble.lines[-2:] == ("line 1999", "slurmstepd: error: *** STEP 1.0 CANCELLED ***")
     assert "    line 1999" in format_report(report)
+
+
+def test_shards_with_one_log_are_one_trouble(tmp_path):
+    prepared = prepare(tmp_path)
+    note(prepared, [0, 1, 2], "here.log")
+    (prepared.run.logs / "here.log").write_text("jobs: error: no weights\n")
+    lines = format_report(make_report(prepared.run, prepared.info))
+    assert f"shards 0-2 are not done; {prepared.run.logs / 'here.log'} ends with" in lines
+    assert lines.count("    jobs: error: no weights") == 1
+
+
+def test_a_price_gives_the_cost(tmp_path):
+    prepared = prepare(tmp_path, "cluster.price_per_card_hour=1.5")
+    report = dataclasses.replace(make_report(prepared.run, prepared.info), card_hours=2.0)
+    assert report.cost == 0.0
+    assert format_report(dataclasses.replace(report, cost=3.0))[1] == "no picture yet, 2.00 card-hours, cost 3.00"
 
 
 def test_the_last_submission_of_a_shard_counts(tmp_path):

@@ -19,7 +19,7 @@ import pytest
 from jobs.config import Settings, read_settings
 from jobs.rundir import RunDir
 from jobs.sbatch import TEMPLATES, directives, render, setup_blocks, worker_device
-from ldm.errors import OutputError
+from ldm.errors import ConfigError, OutputError
 from ldm.inference.models import PROJECT_ROOT
 
 GOLDEN = PROJECT_ROOT / "tests" / "golden"
@@ -89,6 +89,11 @@ def test_without_a_gres_no_card_is_asked_for():
     assert "gres" not in directives(RUN, settings("cluster=scnet-dcu", "cluster.gres=null"))
 
 
+def test_more_cards_than_a_node_has_are_refused():
+    with pytest.raises(ConfigError, match="cards must be at most 4, a node's on this cluster, got 8"):
+        render(RUN, settings("cluster=scnet-dcu", "cards=8"), [0], 1)
+
+
 @pytest.mark.parametrize(
     ("words", "device"),
     [
@@ -120,6 +125,14 @@ def test_a_site_that_limits_arrays_gets_fewer_tasks_with_more_shards_each():
 def test_a_folder_whose_name_slurm_would_read_otherwise_is_refused(tmp_path, sign):
     with pytest.raises(OutputError, match=r"(?s)the path of a run on Slurm must not hold .*; give outputs=FOLDER"):
         render(RunDir(tmp_path / f"a{sign}b"), settings("cluster=scnet-dcu"), [0], 1)
+
+
+def test_a_folder_that_nodes_may_not_see_is_told(caplog):
+    render(RunDir(Path("/tmp/outputs/a-20240223")), settings("cluster=scnet-dcu"), [0], 1)
+    assert "is on this machine alone: a node that does not see it fails without a log" in caplog.text
+    caplog.clear()
+    render(RUN, settings("cluster=scnet-dcu"), [0], 1)
+    assert caplog.text == ""
 
 
 class Bash:
