@@ -114,6 +114,8 @@ def _render(options: argparse.Namespace) -> int:
     else:
         prepared, settings = _prepare(options)
         run, info = prepared.run, prepared.info
+    if settings.profile.scheduler != "slurm":
+        raise ConfigError(f"cluster {settings.spec.cluster!r} has no Slurm to render a job for; give cluster=NAME")
     shards = missing_shards(run, info)
     if not shards:
         raise RunError(f"nothing is missing in {run.path}, so there is nothing to submit")
@@ -147,8 +149,13 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _grid(options: argparse.Namespace) -> int:
+    from jobs.grid import make_sheet
+
     run = RunDir(options.subject)
-    print(_shown(_sheet(run, run.info())))
+    sheet = make_sheet(run, run.info())
+    if sheet is None:
+        raise RunError(f"{run.path} has no picture yet")
+    print(_shown(sheet))
     return 0
 
 
@@ -182,23 +189,16 @@ def _start(run: RunDir, info: RunInfo, settings: Settings) -> int:
 
 def _finish(run: RunDir, info: RunInfo) -> int:
     """Say what became of the run; a status that is not 0 if pictures are missing or failed."""
+    from jobs.grid import make_sheet
     from jobs.report import format_report, make_report
 
     report = make_report(run, info)
     print("\n".join(format_report(report)))
-    if report.done:
+    sheet = make_sheet(run, info)
+    if sheet is not None:
         print(f"pictures: {_shown(run.path / 'samples')}")
-        print(f"grid:     {_shown(_sheet(run, info))}")
+        print(f"grid:     {_shown(sheet)}")
     return GenerationError.exit_code if report.failed or report.missing else 0
-
-
-def _sheet(run: RunDir, info: RunInfo) -> Path:
-    from jobs.grid import make_sheet
-
-    path = make_sheet(run, info)
-    if path is None:
-        raise RunError(f"{run.path} has no picture yet")
-    return path
 
 
 def _counted(number: int, noun: str) -> str:

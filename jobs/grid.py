@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Optional
+from typing import Iterator, Optional
 
 from jobs.records import read_records
 from jobs.rundir import RunDir, RunInfo
@@ -19,16 +19,22 @@ def make_sheet(run: RunDir, info: RunInfo) -> Optional[Path]:
     """Write grid-0000.png with the first pictures that are there; its path, None if there is no picture."""
     from ldm.inference.images import encode_png, make_grid, read_picture, resize
 
-    records = (read_records(run.records_path(shard)) for shard in range(info.plan.shards))
-    made = (record for shard in records for _, record in sorted(shard.images.items()) if record.file)
     pictures = []
-    for record in itertools.islice(made, PICTURES):
-        pixels = read_picture(run.image_path(record.file))
+    for path in itertools.islice(_made(run, info), PICTURES):
+        pixels = read_picture(path)
         height, width = pixels.shape[:2]
         scale = min(1.0, SIDE_LIMIT / max(height, width))
-        pictures.append(resize(pixels, height=round(height * scale), width=round(width * scale)))
+        pictures.append(resize(pixels, height=max(1, round(height * scale)), width=max(1, round(width * scale))))
     if not pictures:
         return None
     path = run.path / "grid-0000.png"
     write_atomically(path, encode_png(make_grid(pictures, per_row=PER_ROW)))
     return path
+
+
+def _made(run: RunDir, info: RunInfo) -> Iterator[Path]:
+    """The pictures that are there, in the order of the plan."""
+    for shard in range(info.plan.shards):
+        for _, record in sorted(read_records(run.records_path(shard)).images.items()):
+            if record.file and run.image_path(record.file).exists():
+                yield run.image_path(record.file)

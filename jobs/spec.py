@@ -21,7 +21,7 @@ DIRECTIVE = re.compile(r"[a-z][a-z-]*")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 # These say how the work is done, not what is made: a run may go on under other values of them.
-HOW = ("outputs", "cluster", "batch_size", "device", "cards", "max_parallel", "time_limit_min", "requeue")
+HOW = ("cluster", "batch_size", "device", "cards", "max_parallel", "time_limit_min", "requeue")
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,14 @@ def test_render_of_a_finished_run_has_nothing_to_submit(tmp_path):
     assert "nothing is missing in" in done.stderr
 
 
+def test_a_run_without_a_picture_has_no_grid(tmp_path):
+    write_prompts(tmp_path)
+    run = jobs("plan", "prompts.txt", *REHEARSE, cwd=tmp_path).stdout.strip()
+    done = jobs("grid", run, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "has no picture yet" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -95,6 +103,7 @@ def test_render_of_a_finished_run_has_nothing_to_submit(tmp_path):
         (["submit", "prompts.txt", "cluster=nowhere"], "there is no cluster 'nowhere'"),
         (["submit", "prompts.txt", "height=500"], "height must be a multiple of 8 px, at most 4096, got 500; try 496"),
         (["submit", "prompts.txt", "outputs=prompts.txt/x"], "a file stands where a folder must be"),
+        (["render", "prompts.txt"], "cluster 'local' has no Slurm to render a job for; give cluster=NAME"),
         (["status", "nowhere"], "is no run folder: it has no run.yaml"),
         (["work", "nowhere"], "is no run folder: it has no run.yaml"),
         (["render", "prompts.txt", "outputs=50%", "cluster=scnet-dcu"], "the path of a run on Slurm must not hold '%'"),

@@ -171,7 +171,9 @@ def test_of_a_planned_run_only_how_it_is_done_may_change():
     changed = read_settings(["batch_size=1", "cluster.account=me"], base)
     assert (changed.spec.steps, changed.spec.batch_size) == (9, 1)
     assert (changed.profile.partition, changed.profile.account) == ("x", "me")
-    with pytest.raises(ConfigError, match=r"^steps is fixed by the plan of the run; of a run one may change outputs"):
+    with pytest.raises(
+        ConfigError, match=r"^steps is fixed by the plan of the run; of a run one may change cluster, batch_size"
+    ):
         read_settings(["steps=10"], base)
 
 

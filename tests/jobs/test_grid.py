@@ -36,7 +36,19 @@ def test_without_a_picture_there_is_no_sheet(tmp_path):
     assert not (prepared.run.path / "grid-0000.png").exists()
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(512, 1024, (256, 128)), (64, 32, (32, 64))])
+def test_a_picture_that_somebody_took_away_is_left_out(tmp_path):
+    prepared = prepare(tmp_path)
+    run_shard(prepared.run.shard(0), prepared.run, generate, WORKER)
+    (prepared.run.path / "samples/000/000000.png").unlink()
+    path = make_sheet(prepared.run, prepared.info)
+    assert path is not None
+    with Image.open(path) as sheet:
+        assert sheet.size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(512, 1024, (256, 128)), (64, 32, (32, 64)), (8, 4096, (256, 1))]
+)
 def test_large_pictures_are_made_smaller_and_small_ones_are_not_made_larger(tmp_path, height, width, size):
     path = tmp_path / "one.jsonl"
     path.write_text(json.dumps({"prompt": "a", "height": height, "width": width}))
