@@ -1,10 +1,12 @@
+"""Attention is the mean of its definition, however it is computed."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 
 from ldm.modules import attention
-from ldm.modules.attention import CrossAttention, GEGLU, SpatialTransformer, attend, attend_in_slices
+from ldm.modules.attention import GEGLU, CrossAttention, SpatialTransformer, attend, attend_in_slices
 
 
 def qkv(places: int, words: int) -> tuple:  # type: ignore[type-arg]

@@ -1,3 +1,5 @@
+"""Averaged weights follow the trained ones and can stand in for them."""
+
 from __future__ import annotations
 
 import torch
@@ -31,7 +33,8 @@ def test_the_average_follows_the_weight_and_lags_behind_it() -> None:
         average(network)
         seen.append(float(average.state_dict()["weight"]))
     assert seen == sorted(seen)
-    assert 0.5 < seen[0] < 1.0 and seen[-1] > 0.99
+    assert 0.5 < seen[0] < 1.0
+    assert seen[-1] > 0.99
 
 
 def test_swapping_in_leaves_no_trace() -> None:

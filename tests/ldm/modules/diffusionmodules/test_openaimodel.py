@@ -1,3 +1,5 @@
+"""The U-Net has the names of an SD v1 checkpoint, heeds time and text, and refuses what it cannot be."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Noise schedules and step tables: the original's where it works, whole where it fails."""
+
 from __future__ import annotations
 
 import numpy as np
