@@ -61,8 +61,9 @@ class FeedForward(nn.Module):
 class CrossAttention(nn.Module):
     """Queries from x (B,N,C); keys and values from context (B,M,D), or from x itself where there is none."""
 
-    def __init__(self, query_dim: int, *, context_dim: Optional[int] = None, heads: int, dim_head: int,
-                 dropout: float = 0.0) -> None:
+    def __init__(
+        self, query_dim: int, *, context_dim: Optional[int] = None, heads: int, dim_head: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         inner = heads * dim_head
         context_dim = query_dim if context_dim is None else context_dim
@@ -103,8 +104,17 @@ class BasicTransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """A feature map (B,C,h,w) seen as h*w tokens, with the prompt (B,L,D) as context; added to its input."""
 
-    def __init__(self, in_channels: int, n_heads: int, d_head: int, *, depth: int = 1, dropout: float = 0.0,
-                 context_dim: Optional[int] = None, groups: int = 32) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        n_heads: int,
+        d_head: int,
+        *,
+        depth: int = 1,
+        dropout: float = 0.0,
+        context_dim: Optional[int] = None,
+        groups: int = 32,
+    ) -> None:
         super().__init__()
         inner = n_heads * d_head
         self.norm = nn.GroupNorm(groups, in_channels, eps=1e-6)

@@ -11,7 +11,6 @@ from torch import Tensor
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.modules.losses.reconstruction import ReconstructionLoss
 
-
 WHOLE_EVERY = 8
 
 
@@ -27,6 +26,8 @@ class AutoencoderTraining(pl.LightningModule):
     Steps on crops cost a fraction of whole pictures and teach nearly as much; every eighth is on whole ones, for the
     group norms see other statistics there.
     """
+
+    steps_done: Tensor
 
     def __init__(
         self, first_stage: AutoencoderKL, loss: ReconstructionLoss, learning_rate: float, crop_px: Optional[int] = None

@@ -28,6 +28,8 @@ def min_snr_weight(alpha: Tensor, gamma: float) -> Tensor:
 class DiffusionTraining(pl.LightningModule):
     """Learns to predict the noise in latents; the first stage stays as it is, an average of the rest is kept."""
 
+    steps_done: Tensor
+
     def __init__(
         self,
         model: LatentDiffusion,
@@ -82,11 +84,12 @@ class DiffusionTraining(pl.LightningModule):
 
     @torch.no_grad()
     def pictures(self, batch: Dict[str, Any]) -> Tensor:
-        """What the averaged weights paint for the batch's captions in 20 steps, images (B,3,H,W); always the same noise."""
+        """What the averaged weights paint for the batch's captions in 20 steps, images (B,3,H,W); the noise stays."""
         captions = batch["caption"]
         size = self.model.image_size
         start = torch.randn(
-            (len(captions), self.model.channels, size, size), generator=torch.Generator().manual_seed(1)
+            (len(captions), self.model.channels, size, size),  # type: ignore[arg-type]  # square here, as the pictures are
+            generator=torch.Generator().manual_seed(1),
         )
         with self.ema.swapped_into(self.trained):
             latents, _ = DDIMSampler(self.model).sample(

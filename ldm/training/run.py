@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -11,7 +10,8 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import default_collate  # where torch 1.10 has it too
 
 from ldm.errors import ConfigError, OutputError
 from ldm.modules.losses.reconstruction import ReconstructionLoss

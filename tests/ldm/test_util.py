@@ -1,3 +1,5 @@
+"""A config's targets are built with their params, and what does not fit is named."""
+
 from __future__ import annotations
 
 import pytest
@@ -12,7 +14,8 @@ def test_a_target_is_built_with_its_params() -> None:
     built = instantiate_from_config(
         OmegaConf.create({"target": "torch.nn.Linear", "params": {"in_features": 2, "out_features": 3}})
     )
-    assert isinstance(built, torch.nn.Linear) and built.out_features == 3
+    assert isinstance(built, torch.nn.Linear)
+    assert built.out_features == 3
 
 
 @pytest.mark.parametrize("placeholder", ["__is_first_stage__", "__is_unconditional__"])
@@ -37,7 +40,7 @@ def test_every_target_of_a_v1_config_resolves(target: str) -> None:
 
 @pytest.mark.parametrize("target", ["os.system", "subprocess.Popen", "builtins.eval", "torch.load", "ldm.util.Mapping"])
 def test_a_config_cannot_call_what_is_not_a_network(target: str) -> None:
-    with pytest.raises(ConfigError, match="target must be a torch.nn.Module or a class of ldm"):
+    with pytest.raises(ConfigError, match=r"target must be a torch\.nn\.Module or a class of ldm"):
         instantiate_from_config({"target": target, "params": {}})
 
 

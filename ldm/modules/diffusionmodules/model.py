@@ -5,7 +5,7 @@ Each level but the last halves (doubles) the size. Module names are the names of
 
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from typing import List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +130,7 @@ class Encoder(nn.Module):
         for stage in self.down:
             h = stage(h)
             if hasattr(stage, "downsample"):
-                h = stage.downsample(h)
+                h = stage.downsample(h)  # type: ignore[operator]  # a ModuleList forgets _Stage
         return self.conv_out(functional.silu(self.norm_out(self.mid(h))))
 
 
@@ -160,7 +160,7 @@ class Decoder(nn.Module):
         channels = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
         self.mid = _Middle(channels, dropout, attn_type, norm_groups)
-        stages = []
+        stages: List[_Stage] = []
         for level, mult in reversed(list(enumerate(ch_mult))):
             attends = resolution // 2**level in attn_resolutions
             stage = _Stage(dropout, norm_groups)
@@ -179,7 +179,7 @@ class Decoder(nn.Module):
         for stage in reversed(self.up):
             h = stage(h)
             if hasattr(stage, "upsample"):
-                h = stage.upsample(h)
+                h = stage.upsample(h)  # type: ignore[operator]  # likewise
         image = self.conv_out(functional.silu(self.norm_out(h)))
         return torch.tanh(image) if self.tanh_out else image
 

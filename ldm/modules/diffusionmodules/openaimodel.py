@@ -169,7 +169,7 @@ class UNetModel(nn.Module):
 
     `attention_resolutions` are factors of downsampling (1, 2, 4 ...) at which the text is attended to. `image_size`,
     `use_checkpoint` and `legacy` are accepted for the schema's sake and change nothing: any size runs, memory for
-    gradients is not traded here, and head widths always follow from the channels, as with every text-conditioned config.
+    gradients is not traded here, and head widths always follow from the channels, as in every config with text.
     `norm_groups` is not in the schema: narrow networks need fewer groups.
     """
 
@@ -229,7 +229,7 @@ class UNetModel(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Optional[Tensor] = None) -> Tensor:
         code = timestep_embedding(timesteps, self.model_channels)
-        emb = self.time_embed(code.to(self.time_embed[0].weight.dtype))
+        emb = self.time_embed(code.to(next(self.time_embed.parameters()).dtype))
         skips: List[Tensor] = []
         h = x
         for block in self.input_blocks:

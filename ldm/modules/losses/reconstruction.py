@@ -1,4 +1,4 @@
-"""What a first stage is trained for: pictures that come back as they went in, through a latent close to a unit Gaussian."""
+"""What a first stage is trained for: pictures that come back as they went in, through a latent near a unit Gaussian."""
 
 from __future__ import annotations
 

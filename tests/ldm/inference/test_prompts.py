@@ -88,7 +88,9 @@ def test_a_whole_number_where_a_number_is_asked_for_makes_the_same_request(tmp_p
 
 def test_sides_must_suit_the_model(tmp_path):
     path = text_file(tmp_path, "a lion")
-    with pytest.raises(RequestError, match="prompts.txt:1: height must be a multiple of 128 px, at most 4096, got 64"):
+    with pytest.raises(
+        RequestError, match=r"prompts\.txt:1: height must be a multiple of 128 px, at most 4096, got 64"
+    ):
         list(read_prompts(path, TEMPLATE, size_multiple=128))
 
 

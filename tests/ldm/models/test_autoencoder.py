@@ -1,3 +1,5 @@
+"""The first stage: its sizes, its draws, and its divergence from a unit Gaussian."""
+
 from __future__ import annotations
 
 from typing import Any, Dict
@@ -38,7 +40,8 @@ def test_the_mode_is_rebuilt_alike_every_time_and_a_draw_is_not(first_stage: Aut
 
 def test_levels_named_in_the_config_attend(first_stage: AutoencoderKL) -> None:
     names = set(first_stage.state_dict())
-    assert "encoder.down.1.attn.0.q.weight" in names and "decoder.up.1.attn.1.q.weight" in names
+    assert "encoder.down.1.attn.0.q.weight" in names
+    assert "decoder.up.1.attn.1.q.weight" in names
     assert not any(name.startswith("encoder.down.0.attn") for name in names)
 
 

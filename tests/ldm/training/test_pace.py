@@ -1,3 +1,5 @@
+"""The learning rate and the end of a run that is budgeted in steps or minutes."""
+
 from __future__ import annotations
 
 import pytest

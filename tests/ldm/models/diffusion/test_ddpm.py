@@ -1,3 +1,5 @@
+"""The diffusion model noises as the papers say, keeps its tables, and lends its averaged weights."""
+
 from __future__ import annotations
 
 from typing import Any
