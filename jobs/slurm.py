@@ -28,6 +28,8 @@ CARD_VARIABLES = (HIP, CUDA, ROCR, "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK")
 # What submitit counts with, so that it wants them as numbers of its own; and what it writes whatever one says.
 COUNTED_DIRECTIVES = ("nodes", "ntasks-per-node", "time")
 FIXED_DIRECTIVES = (*COUNTED_DIRECTIVES, "open-mode", "output", "signal")
+# submitit ends a worker when its signal comes, and Slurm may send it a minute early: so it is to come at the very end.
+SIGNAL_DELAY_S = 1
 
 
 def run_command(command: Sequence[str]) -> str:
@@ -128,6 +130,7 @@ def submitit_parameters(directives: Mapping[str, str], omit: Sequence[str]) -> D
         **counts,
         "job_name": kept.pop("job-name", None),
         "wckey": None,
+        "signal_delay_s": SIGNAL_DELAY_S,
         "stderr_to_stdout": True,
         "additional_parameters": {name: value or True for name, value in kept.items()},
     }

@@ -16,6 +16,7 @@ PRECISIONS = ("full", "autocast")
 DEVICES = ("auto", "cpu", "gpu", "dcu")
 SAFETY_POLICIES = ("keep", "blur", "black", "drop", "off")
 SCHEDULERS = ("local", "slurm")
+OF_JOBS = ("partition", "account", "qos", "gres", "python", "setup", "env", "directives", "omit")
 NAME = re.compile(r"\w[\w.+-]*")
 DIRECTIVE = re.compile(r"[a-z][a-z-]*")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -99,6 +100,9 @@ class ClusterProfile:
                 raise ConfigError(f"env must name variables of letters, digits and _, got {variable!r}")
         if self.price_per_card_hour is not None and self.price_per_card_hour < 0:
             raise ConfigError(f"price_per_card_hour must not be negative, got {self.price_per_card_hour}")
+        idle = [name for name in OF_JOBS if getattr(self, name)] if self.scheduler == "local" else []
+        if idle:
+            raise ConfigError(f"{idle[0]} is for jobs of a scheduler; this profile has scheduler: local")
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,9 @@ def test_an_empty_job_file_says_nothing(tmp_path):
 
 def test_shell_in_a_profile_is_left_alone(tmp_path):
     line = 'export LD_LIBRARY_PATH=~/miniconda3/envs/ldm/lib:${LD_LIBRARY_PATH:-} A="\\${B}" \\\\${C'
-    (tmp_path / "site.yaml").write_text(yaml.safe_dump({"setup": [line], "env": {"A": "${B}", "N": 3}}))
+    (tmp_path / "site.yaml").write_text(
+        yaml.safe_dump({"scheduler": "slurm", "setup": [line], "env": {"A": "${B}", "N": 3}})
+    )
     profile = load_profile(str(tmp_path / "site.yaml"))
     assert profile.setup == [line]
     assert {name: str(value) for name, value in profile.env.items()} == {"A": "${B}", "N": "3"}

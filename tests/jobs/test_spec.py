@@ -51,6 +51,8 @@ def test_a_good_name_passes(name):
         ({"omit": ["--mem"]}, "a directive is written by its long name without dashes, got '--mem'"),
         ({"directives": {"Mem": "1"}}, "a directive is written by its long name without dashes, got 'Mem'"),
         ({"env": {"A-B": "1"}}, "env must name variables of letters, digits and _, got 'A-B'"),
+        ({"setup": ["module load x"]}, "setup is for jobs of a scheduler; this profile has scheduler: local"),
+        ({"partition": "x"}, "partition is for jobs of a scheduler; this profile has scheduler: local"),
         ({"price_per_card_hour": -1.0}, "price_per_card_hour must not be negative, got -1.0"),
     ],
 )
