@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.modules.losses.reconstruction import ReconstructionLoss
+from ldm.training.optimizer import adamw
 
 WHOLE_EVERY = 8
 
@@ -49,7 +50,7 @@ class AutoencoderTraining(pl.LightningModule):
         sets: List[Any] = [list(self.first_stage.parameters())]
         if self.loss.disc_weight:
             sets.append(list(self.loss.discriminator.parameters()))
-        return [torch.optim.AdamW(p, lr=self.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4) for p in sets]
+        return [adamw(parameters, self.learning_rate, weight_decay=1e-4) for parameters in sets]
 
     def training_step(self, batch: Dict[str, Any], batch_idx: int) -> None:
         image = batch["image"]

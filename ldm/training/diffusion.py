@@ -12,6 +12,7 @@ from torch.nn import functional
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.ema import LitEma
+from ldm.training.optimizer import adamw
 
 
 def spread_t(count: int, total: int) -> Tensor:
@@ -60,7 +61,7 @@ class DiffusionTraining(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         parameters = [p for p in self.trained.parameters() if p.requires_grad]
-        return torch.optim.AdamW(parameters, lr=self.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
+        return adamw(parameters, self.learning_rate, weight_decay=1e-3)
 
     def training_step(self, batch: Dict[str, Any], batch_idx: int) -> Tensor:
         clean = batch["latent"] * self.model.scale_factor

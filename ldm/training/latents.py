@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any, Dict, List
 
 import torch
@@ -31,6 +32,18 @@ class LatentDataset(Dataset):  # type: ignore[type-arg]  # not subscriptable at 
     def deviation(self) -> float:
         """The standard deviation over all numbers; a model's `scale_factor` is its inverse."""
         return float(self.latents.float().std())
+
+
+def encode_once(first_stage: AutoencoderKL, pictures: Any, path: Path) -> LatentDataset:
+    """The latents of a picture data set, from `path` if a run that is resumed has left them there."""
+    if path.exists():
+        kept = torch.load(path, map_location="cpu")
+        if len(kept["captions"]) == len(pictures):
+            log.info("%d latents from %s", len(pictures), path)
+            return LatentDataset(kept["latents"], kept["captions"])
+    encoded = encode_pictures(first_stage, pictures)
+    torch.save({"latents": encoded.latents, "captions": encoded.captions}, path)
+    return encoded
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from ldm.training.autoencoder import AutoencoderTraining
 from ldm.training.data import EmojiDataset
 from ldm.training.diffusion import DiffusionTraining
 from ldm.training.export import export_weights
-from ldm.training.latents import encode_pictures
+from ldm.training.latents import encode_once
 from ldm.training.pace import Pace
 from ldm.training.spec import Stage, TrainSpec
 from ldm.training.watch import LogLines, SampleGrids
@@ -27,6 +27,7 @@ from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)
 
+LATENTS = "latents.pt"
 SHOWN = 10  # pictures in a row of a sample grid
 
 
@@ -65,6 +66,8 @@ def prepare(spec: TrainSpec, *, resume: bool) -> Path:
     if resume and not there:
         raise OutputError(f"there is no {outdir / 'last.ckpt'} to resume from; leave out --resume")
     outdir.mkdir(parents=True, exist_ok=True)
+    if not resume:  # a start that failed may have left latents of another first stage
+        (outdir / LATENTS).unlink(missing_ok=True)
     OmegaConf.save(OmegaConf.structured(spec), outdir / "train.yaml")
     handler = logging.FileHandler(outdir / "train.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -108,7 +111,8 @@ def set_up_diffusion(spec: TrainSpec, root: Path, outdir: Path) -> Any:
     """The whole model around a trained first stage, and latents encoded by it beforehand."""
     model = instantiate_from_config(model_config(spec, root))
     model.first_stage_model.load_state_dict(trained_first_stage(spec.first_stage))
-    latents = encode_pictures(model.first_stage_model, EmojiDataset(spec.cached_pictures, seed=spec.seed))
+    pictures = EmojiDataset(spec.cached_pictures, seed=spec.seed)
+    latents = encode_once(model.first_stage_model, pictures, outdir / LATENTS)
     check_scale_factor(model.scale_factor, latents.deviation, spec.model)
     module = DiffusionTraining(
         model,
