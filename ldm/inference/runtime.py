@@ -100,7 +100,7 @@ def autocast(device: torch.device, precision: Precision) -> ContextManager[Any]:
 
 @functools.lru_cache(maxsize=None)
 def has_fast_bf16_cpu() -> bool:
-    """Whether this CPU has AVX512-BF16 or AMX, and this torch has the networks' operators for it."""
+    """Whether this CPU has AVX512-BF16 or AMX, and this torch has the networks' operators for weights of that dtype."""
     return bool(BF16_FLAGS & set(_cpuinfo("flags").split())) and _runs_bf16_on_cpu()
 
 
@@ -155,12 +155,16 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _runs_bf16_on_cpu() -> bool:
+    def ones(*shape: int) -> Tensor:
+        return torch.ones(shape, dtype=torch.bfloat16)
+
     try:
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            image = nn.functional.conv2d(torch.ones(1, 2, 4, 4), torch.ones(2, 2, 3, 3), padding=1)
-            image = nn.functional.interpolate(nn.functional.silu(nn.functional.group_norm(image, 1)), scale_factor=2.0)
-            words = nn.functional.layer_norm(image.flatten(2).transpose(1, 2), (2,))
-            out = nn.functional.gelu(nn.functional.linear(words, torch.ones(2, 2))) @ words.transpose(1, 2)
+        with torch.no_grad():
+            image = nn.functional.conv2d(ones(1, 2, 4, 4), ones(2, 2, 3, 3), padding=1)
+            image = nn.functional.group_norm(image, 1, ones(2), ones(2))
+            image = nn.functional.interpolate(nn.functional.silu(image), scale_factor=2.0)
+            words = nn.functional.layer_norm(image.flatten(2).transpose(1, 2), (2,), ones(2), ones(2))
+            out = nn.functional.gelu(nn.functional.linear(words, ones(2, 2))) @ words.transpose(1, 2)
             return bool(torch.isfinite(out.softmax(dim=-1).float()).all())
     except RuntimeError as error:
         log.info("torch %s has no bfloat16 for this CPU: %s", torch.__version__, error)

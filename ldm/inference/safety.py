@@ -94,7 +94,9 @@ class SafetyChecker:
             return []
         device = self._network.concept_embeds.device
         batch = torch.from_numpy(np.stack([preprocess(pixels, self._preprocessing) for pixels in images]))
-        with torch.autocast(device.type, enabled=False):
+        # torch 1.10 warns of a dtype that autocast cannot have there, though it is to be off.
+        dtype = torch.bfloat16 if device.type == "cpu" else torch.float16
+        with torch.autocast(device.type, dtype=dtype, enabled=False):
             special_care, concepts = (scores.double().cpu().numpy() for scores in self._network(batch.to(device)))
         if not (np.isfinite(special_care).all() and np.isfinite(concepts).all()):
             raise WeightsError(f"the weights of the safety checker in {self._folder} give NaN; fetch them again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ldm.inference.infotext import Infotext, describe, format_infotext, parse_infotext
@@ -122,6 +122,8 @@ prompts = st.lists(lines.filter(lambda line: not line.startswith("Negative promp
 )
 
 
+# A busy machine draws examples slowly, which says nothing about the code.
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(prompts, prompts, st.dictionaries(keys, st.text(st.characters(blacklist_categories=("Cs",))), max_size=6))
 def test_whatever_is_written_is_read_back(prompt, negative, unknown):
     written = Infotext(prompt, negative, {**unknown, "Steps": "20", "Sampler": "DDIM", "Seed": "1"})
