@@ -24,8 +24,8 @@ from ldm.inference.models import PROJECT_ROOT
 
 GOLDEN = PROJECT_ROOT / "tests" / "golden"
 RUN = RunDir(Path("/public/home/user/sdbatch/outputs/portraits-20240223"))
-# What stands in no golden file, for it is this machine's.
-HERE = {str(PROJECT_ROOT): "/public/home/user/sdbatch", sys.executable: "/public/home/user/ldm/bin/python"}
+# What stands in no golden file, for it is this machine's. Python first: it may lie below the root.
+HERE = {sys.executable: "/public/home/user/ldm/bin/python", str(PROJECT_ROOT): "/public/home/user/sdbatch"}
 CASES = {
     "dcu": ["cluster=scnet-dcu", "cards=2", "max_parallel=8"],
     "gpu": ["cluster=slurm-gpu", "requeue=false", "time_limit_min=30", "cluster.account=project7"],
