@@ -1,3 +1,5 @@
+"""The loss of the first stage: what it punishes, and when the discriminator takes part."""
+
 from __future__ import annotations
 
 from typing import Any, Dict
