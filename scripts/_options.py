@@ -142,6 +142,9 @@ def run(parser: OptionParser, settle: Callable[[argparse.Namespace], Order]) -> 
     except SdbatchError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return error.exit_code
+    except ImportError as error:
+        print(f"{parser.prog}: error: {error}; activate the environment where it is installed", file=sys.stderr)
+        return SdbatchError.exit_code
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130

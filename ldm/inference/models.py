@@ -159,5 +159,5 @@ def _subtree(node: Any, dotted: str, path: Path) -> Any:
 
 def _remedy(entry: ModelEntry) -> str:
     if entry is SHIPPED:
-        return "it comes with the project: git checkout models/emoji-v1"
+        return f"they come with the project: git checkout models/{entry.name}, or name others with --ckpt FILE"
     return f"put the file there, name another with --ckpt FILE, or take the model that is here: --model {SHIPPED.name}"

@@ -8,6 +8,7 @@ width.
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.sampler import DrawNoise, Sampler, run
 from ldm.modules.encoders.modules import FrozenCLIPEmbedder
 from ldm.modules.encoders.tokenizer import find_tokenizer
+
+log = logging.getLogger(__name__)
 
 SAMPLERS = {
     SamplerName.DDIM: DDIMSampler,
@@ -197,6 +200,9 @@ class Pipeline:
 
     @torch.inference_mode()
     def _encode_prompt(self, prompt: str) -> Tensor:
+        text_encoder = self.model.cond_stage_model
+        if isinstance(text_encoder, FrozenCLIPEmbedder):
+            _warn_if_cut(prompt, text_encoder.count_tokens(prompt), text_encoder.tokenizer.room)
         encoded: Tensor = self.model.get_learned_conditioning([prompt])
         return encoded
 
@@ -215,6 +221,11 @@ class Pipeline:
         if sha256_of(Path(path)) != sha256:
             raise RequestError(f"init image {path} is not the one that was asked for: its sha256 is no longer {sha256}")
         return self.encode_image(resize(pixels, height=height, width=width))
+
+
+def _warn_if_cut(prompt: str, tokens: int, room: int) -> None:
+    if tokens > room:
+        log.warning("the model reads the first %d tokens of a prompt that has %d: %.60r...", room, tokens, prompt)
 
 
 def _batches(requests: Sequence[GenerationRequest]) -> List[List[int]]:

@@ -335,6 +335,18 @@ def test_help_comes_at_once_without_torch(tmp_path):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
 
 
+def test_a_package_that_cannot_be_imported_is_named(tmp_path, tiny_model):
+    (tmp_path / "torch.py").write_text("raise ImportError('libmpi.so.40: cannot open shared object file')")
+    command = [sys.executable, str(SCRIPT), "--config", str(tiny_model.config), "--ckpt", str(tiny_model.checkpoint)]
+    ended = subprocess.run(
+        [*command, "--safety-checker", "off"],
+        capture_output=True, text=True, cwd=tmp_path, check=False, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("txt2img.py: error: libmpi.so.40: cannot open shared object file; activate ")
+    assert ended.stderr.count("\n") == 1
+
+
 def test_without_weights_a_fresh_machine_reads_what_to_do(tmp_path):
     command = [sys.executable, str(SCRIPT), "--prompt", CAT, "--plms", "--outdir=outputs/txt2img-samples"]
     ended = subprocess.run(

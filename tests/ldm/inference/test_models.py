@@ -93,7 +93,7 @@ def test_a_missing_checkpoint_that_was_asked_for_is_the_only_one_looked_for(proj
 
 def test_missing_weights_of_the_shipped_model_are_fetched_from_git(project):
     put(project / EMOJI_V1.config)
-    with pytest.raises(WeightsError, match="git checkout models/emoji-v1"):
+    with pytest.raises(WeightsError, match="git checkout models/emoji-v1, or name others with --ckpt FILE"):
         find_files(EMOJI_V1)
 
 

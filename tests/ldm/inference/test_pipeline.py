@@ -159,6 +159,15 @@ def test_a_prompt_is_encoded_once(monkeypatch):
     assert sorted(encoded) == ["", "a cat", "a dog"]
 
 
+def test_a_prompt_that_is_cut_off_is_told_once(caplog):
+    pipeline = Pipeline(random_model())
+    pipeline.encode_text(["cat " * 75])
+    assert not caplog.records
+    pipeline.encode_text(["cat " * 76] * 2)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the model reads the first 75 tokens of a prompt that has 76: 'cat cat")
+
+
 @pytest.mark.parametrize("name", list(SamplerName))
 def test_less_strength_keeps_more_of_the_init_image(pipeline, tmp_path, name):
     sampler = SamplerConfig(name=name, steps=10)
