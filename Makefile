@@ -4,10 +4,13 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 export PYTHON ?= python3
-export PYTHON38 ?= python3.8
 export TORCH ?=
 PROMPTS ?= examples/prompts.txt
 MODEL ?= emoji-v1
+
+# python3.8 on the path, else the newest 3.8 that pyenv has built.
+PYTHON38 ?= $(or $(shell python3.8 -c 'import sys; print(sys.executable)' 2>/dev/null),$\
+    $(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/3.8.*/bin/python3.8))),python3.8)
 
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 SHELL_FILES = $(shell git ls-files '*.sh' .ci/run)
