@@ -74,7 +74,7 @@ def pictures(run: Path) -> Dict[str, bytes]:
 
 def records(run: Path) -> List[Dict[str, Any]]:
     """Every record of a picture, in the order of the files and lines."""
-    lines = [line for path in sorted((run / "records").iterdir()) for line in path.read_text().splitlines()]
+    lines = [line for path in sorted((run / "records").glob("*.jsonl")) for line in path.read_text().splitlines()]
     return [record for record in map(json.loads, lines) if "request_id" in record]
 
 
@@ -90,11 +90,15 @@ def faults(run: Path, planned: int) -> List[str]:
     for record in noted:
         if hashlib.sha256(found.get(record["file"], b"")).hexdigest() != record["sha256"]:
             problems.append(f"{record['file']} is not what its record says")
-    return problems + [f"{path} was left" for path in run.rglob("*.part")]
+    return problems
+
+
+def leftovers(run: Path) -> List[str]:
+    """Files that were begun and not finished, hidden ones too."""
+    return [str(path) for path in run.rglob("*") if path.name.endswith(".part")]
 
 
 def log_text(run: Path) -> str:
     """All that the jobs of a run have said."""
-    return "\n".join(
-        path.read_text(errors="replace") for path in sorted((run / "logs").iterdir()) if ".pkl" not in path.name
-    )
+    logs = sorted(path for path in (run / "logs").iterdir() if path.suffix in (".log", ".out", ".err"))
+    return "\n".join(path.read_text(errors="replace") for path in logs)

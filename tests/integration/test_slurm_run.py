@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ldm.inference.models import ModelFiles
-from tests.integration.login_node import LoginNode, Submission, faults, log_text, pictures, records
+from tests.integration.login_node import LoginNode, Submission, faults, leftovers, log_text, pictures, records
 from tests.slurm_lab.cluster import SlurmLab
 
 pytestmark = pytest.mark.slurm
@@ -41,6 +41,7 @@ def finished(login: LoginNode, model: Tuple[str, ...]) -> Submission:
 
 def test_every_prompt_becomes_one_whole_picture(finished: Submission) -> None:
     assert faults(finished.run, planned=len(PROMPTS)) == []
+    assert leftovers(finished.run) == []
     assert len(set(pictures(finished.run).values())) == len(PROMPTS)
 
 
@@ -92,7 +93,7 @@ def test_submitting_again_makes_only_what_is_missing(
     assert set(login.lab.wait(again.job).values()) == {"COMPLETED"}, log_text(again.run)
 
     assert again.run == finished.run
-    assert "submitted 1 tasks" in again.said
+    assert "submitted 1 task" in again.said
     assert faults(again.run, planned=len(PROMPTS)) == []
     assert pictures(again.run) == before
     assert {path: path.stat().st_mtime_ns for path in written} == written

@@ -89,7 +89,7 @@ class SlurmLab:
             self._guard = None
 
     def run(
-        self, *command: str, stdin: str = "", cwd: Optional[Path] = None, timeout_s: float = 120
+        self, *command: str, stdin: str = "", cwd: Optional[Path] = None, timeout_s: float = 600
     ) -> subprocess.CompletedProcess[str]:
         """Run a command as a user of the cluster would, whatever its exit status."""
         return subprocess.run(
@@ -103,7 +103,7 @@ class SlurmLab:
             check=False,
         )
 
-    def output(self, *command: str, stdin: str = "", cwd: Optional[Path] = None, timeout_s: float = 120) -> str:
+    def output(self, *command: str, stdin: str = "", cwd: Optional[Path] = None, timeout_s: float = 600) -> str:
         """What a command prints; LabError with its words if it fails."""
         done = self.run(*command, stdin=stdin, cwd=cwd, timeout_s=timeout_s)
         if done.returncode:
@@ -119,11 +119,11 @@ class SlurmLab:
         lines = self.output("squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%i|%T").splitlines()
         return dict(line.split("|") for line in lines)
 
-    def wait(self, job: str, *, timeout_s: float = 240) -> Dict[str, str]:
+    def wait(self, job: str, *, timeout_s: float = 600) -> Dict[str, str]:
         """Poll until the job, or every task of an array, has ended; the states by id."""
         return self.wait_for(job, ENDED, timeout_s=timeout_s)
 
-    def wait_for(self, job: str, wanted: Container[str], *, timeout_s: float = 240) -> Dict[str, str]:
+    def wait_for(self, job: str, wanted: Container[str], *, timeout_s: float = 600) -> Dict[str, str]:
         """Poll until every task of a job is in one of the wanted states; the states by id."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -145,6 +145,11 @@ class SlurmLab:
     def start_node(self, node: str) -> None:
         """Start a killed node's daemon again."""
         self._script("nodeup.sh", node)
+
+    def start_again(self, job: str, *, timeout_s: float = 600) -> None:
+        """Wait until Slurm has put the job, which its node lost, back into the queue, and have it start at once."""
+        self.wait_for(job, {"PENDING"}, timeout_s=timeout_s)
+        self.output("scontrol", "update", f"jobid={job}", "starttime=now")
 
     def export_devices(self, wanted: bool) -> None:
         """Whether tasks find HIP_VISIBLE_DEVICES set, as at sites that patch it in; at first they do not."""

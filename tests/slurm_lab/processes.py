@@ -9,7 +9,7 @@ from typing import Callable, Set, TypeVar
 Value = TypeVar("Value")
 
 
-def eventually(probe: Callable[[], Value], timeout_s: float = 120) -> Value:
+def eventually(probe: Callable[[], Value], timeout_s: float = 600) -> Value:
     """Ask until the answer is true, and give it back; the last answer, however false, when the time is over."""
     deadline = time.monotonic() + timeout_s
     while True:
