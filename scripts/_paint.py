@@ -161,8 +161,8 @@ class Studio:
         label = LABELS[config.name]
         if self._init is None:
             eta = f", eta {config.eta}" if config.name is SamplerName.DDIM else ""
-            print(f"Data shape for {label} sampling is {(size, *self._latent_shape)}{eta}")
-        print(f"Running {label} Sampling with {steps} timesteps")
+            tqdm.write(f"Data shape for {label} sampling is {(size, *self._latent_shape)}{eta}")
+        tqdm.write(f"Running {label} Sampling with {steps} timesteps")
 
     def _parameters(self, prompt: str, place: Dict[str, Optional[str]]) -> str:
         """The A1111 text of a picture, with its place: noise is a whole batch's, so the seed alone is not enough."""
