@@ -46,8 +46,8 @@ class StepTable:
         return len(self.timesteps)
 
     def last(self, steps: int) -> StepTable:
-        """The table of the `steps` least noisy steps: where img2img begins."""
-        start = len(self) - steps
+        """The table of the `steps` least noisy steps: where img2img begins. More than there are means all."""
+        start = max(len(self) - steps, 0)
         return StepTable(self.timesteps[start:], self.alpha[start:], self.alpha_next[start:])
 
 

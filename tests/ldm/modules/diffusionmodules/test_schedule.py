@@ -58,6 +58,7 @@ def test_a_table_leads_down_without_a_gap(steps: int, spacing: str) -> None:
 def test_the_last_steps_of_a_table_are_its_cleanest() -> None:
     table = make_step_table(ALPHAS, 20)
     assert np.array_equal(table.last(5).timesteps, table.timesteps[-5:])
+    assert np.array_equal(table.last(21).timesteps, table.timesteps)
 
 
 def test_eta_one_gives_the_noise_of_ddpm() -> None:
