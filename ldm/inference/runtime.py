@@ -13,7 +13,7 @@ import logging
 import os
 import platform
 from pathlib import Path
-from typing import Any, ContextManager, Iterator
+from typing import Any, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -85,17 +85,6 @@ def compute_dtype(device: torch.device, precision: Precision) -> torch.dtype:
     if device.type != "cpu":
         return torch.float16
     return torch.bfloat16 if has_fast_bf16_cpu() else torch.float32
-
-
-def autocast(device: torch.device, precision: Precision) -> ContextManager[Any]:
-    """A context in which matrix products run in `compute_dtype`; does nothing where that is float32.
-
-    torch casts a frozen float32 weight anew in every call, so weights are best loaded in `compute_dtype` already.
-    """
-    dtype = compute_dtype(device, precision)
-    if dtype is torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
 
 
 @functools.lru_cache(maxsize=None)
