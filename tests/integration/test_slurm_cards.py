@@ -54,6 +54,14 @@ def test_processes_of_a_task_take_the_cards_that_slurm_gave(site: SlurmLab, tmp_
     assert faults(submission.run, planned=len(PROMPTS)) == []
 
 
+def test_gpu_profile_takes_the_cards_that_slurm_lists(login: LoginNode) -> None:
+    settings = "model=rehearsal", "cluster=slurm-gpu", "cluster.cpus_per_card=1", "cards=2", "images_per_shard=3"
+    submission = login.submit(login.prompts(PROMPTS), *settings, "steps=1")
+    assert set(login.lab.wait(submission.job).values()) == {"COMPLETED"}, log_text(submission.run)
+    assert cards(log_text(submission.run)) == ["0 of 2 listed (0,1)", "1 of 2 listed (0,1)"]
+    assert faults(submission.run, planned=len(PROMPTS)) == []
+
+
 def planned_run(login: LoginNode) -> Path:
     """A run that nobody works on yet."""
     login.render(login.prompts(PROMPTS), *SHARDS)
