@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -79,8 +80,11 @@ def prepare(spec: TrainSpec, *, resume: bool) -> Path:
 def callbacks(spec: TrainSpec, outdir: Path) -> List[Callback]:
     """Learning rate, checkpoints, grids and log lines."""
     shown = default_collate([EmojiDataset(SHOWN, first=0, seed=spec.seed + 1)[i] for i in range(SHOWN)])
+    # Lightning 1.9 has no such option, and overwrites the file that it resumed from without being told.
+    known = "enable_version_counter" in inspect.signature(ModelCheckpoint).parameters
+    overwrite: Dict[str, Any] = {"enable_version_counter": False} if known else {}
     saved = ModelCheckpoint(
-        dirpath=str(outdir), filename="last", every_n_train_steps=spec.checkpoint_every, enable_version_counter=False
+        dirpath=str(outdir), filename="last", every_n_train_steps=spec.checkpoint_every, **overwrite
     )
     return [
         Pace(spec.max_steps, spec.max_minutes, spec.warmup_steps),

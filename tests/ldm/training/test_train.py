@@ -126,7 +126,7 @@ def test_a_scale_factor_that_fits_is_accepted() -> None:
 
 def test_timesteps_of_a_batch_cover_the_whole_schedule() -> None:
     t = spread_t(50, 1000)
-    assert ((t // 20) == torch.arange(50)).all()
+    assert (torch.div(t, 20, rounding_mode="floor") == torch.arange(50)).all()
 
 
 def test_clean_steps_weigh_less_than_noisy_ones() -> None:
