@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Tuple
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -105,3 +107,24 @@ def test_submitting_a_finished_run_submits_nothing(
     said = login.jobs("submit", str(login.folder / "prompts.txt"), f"outputs={login.folder}", *model, *ARRAY)
     assert "nothing is missing" in said
     assert "submitted" not in said
+
+
+def test_shipped_model_paints_what_the_prompts_say(login: LoginNode) -> None:
+    """One task with the weights that come with the project; the ground of a picture is the colour asked for."""
+    prompts = login.prompts(["a lion on a blue background", "a lion on a red background"], "colours.txt")
+    settings = "model=emoji-v1", "device=cpu", "steps=20", "cluster=scnet-dcu", "cluster.cpus_per_card=1"
+    submission = login.submit(prompts, *settings)
+    assert set(login.lab.wait(submission.job).values()) == {"COMPLETED"}, log_text(submission.run)
+    assert faults(submission.run, planned=2) == []
+    on_blue, on_red = (ground(submission.run / "samples" / "000" / f"00000{index}.png") for index in (0, 1))
+    assert on_blue[2] > 1.5 * on_blue[0]
+    assert on_red[0] > 1.5 * on_red[2]
+
+
+def ground(path: Path) -> Tuple[float, ...]:
+    """The mean red, green and blue of a picture's border, 4 px wide."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"), dtype=float)
+    border = np.ones(pixels.shape[:2], dtype=bool)
+    border[4:-4, 4:-4] = False
+    return tuple(pixels[border].mean(axis=0))
