@@ -7,6 +7,8 @@ export PYTHON ?= python3
 export TORCH ?=
 PROMPTS ?= examples/prompts.txt
 MODEL ?= emoji-v1
+# The scale that emoji-v1 was accepted at; that of SD v1, 7.5, burns its colours.
+SETTINGS ?= guidance_scale=3
 
 # python3.8 on the path, else the newest 3.8 that pyenv has built.
 PYTHON38 ?= $(or $(shell python3.8 -c 'import sys; print(sys.executable)' 2>/dev/null),$\
@@ -19,10 +21,10 @@ SHELL_FILES = $(shell git ls-files '*.sh' .ci/run)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
-	@echo "Variables: PYTHON=$(PYTHON) TORCH='torch==...' PROMPTS=$(PROMPTS) MODEL=$(MODEL)"
+	@echo "Variables: PYTHON=$(PYTHON) TORCH='torch==...' PROMPTS=$(PROMPTS) MODEL=$(MODEL) SETTINGS='$(SETTINGS)'"
 
 run: .venv/run.stamp  ## prompts to pictures with the model that ships here, on a fresh machine
-	$(IN_VENV) python -m jobs submit $(PROMPTS) cluster=local model=$(MODEL)
+	$(IN_VENV) python -m jobs submit $(PROMPTS) cluster=local model=$(MODEL) $(SETTINGS)
 
 test: .venv/test.stamp  ## every test, on a real Slurm cluster too; installs the packages they need when it may
 	tools/apt.sh tests/apt-packages.txt
