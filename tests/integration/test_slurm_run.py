@@ -15,7 +15,7 @@ from tests.slurm_lab.cluster import SlurmLab
 
 pytestmark = pytest.mark.slurm
 
-PROMPTS = ("a cat", "a cat on the moon", "a lion", "a red house", "a dog", "a boat", "a fish", "a tree", "an owl")
+PROMPTS = ("a cat", "a cat on the moon", "a lion", "a red house", "a dog", "an owl")
 ARRAY = "images_per_shard=3", "batch_size=2", "cluster=scnet-dcu", "cluster.cpus_per_card=1"
 ONE_TASK_A_NODE = "cluster.directives.exclusive="
 
@@ -56,8 +56,7 @@ def test_picture_carries_its_prompt_and_seed(finished: Submission) -> None:
 
 def test_array_works_on_several_nodes_at_once(login: LoginNode, finished: Submission) -> None:
     nodes = login.lab.output("squeue", "-h", "-r", "-t", "all", "-j", finished.job, "-o", "%N").split()
-    assert len(nodes) == 3
-    assert len(set(nodes)) > 1
+    assert len(set(nodes)) == 2
 
 
 def test_records_name_the_worker_that_made_each_picture(finished: Submission) -> None:
@@ -66,14 +65,14 @@ def test_records_name_the_worker_that_made_each_picture(finished: Submission) ->
 
 
 def test_status_says_that_all_is_done(login: LoginNode, finished: Submission) -> None:
-    assert "9 of 9 pictures done (100 %)" in login.jobs("status", str(finished.run))
+    assert "6 of 6 pictures done (100 %)" in login.jobs("status", str(finished.run))
 
 
 def test_rendered_file_under_plain_sbatch_makes_the_same_pictures(
     login: LoginNode, model: Tuple[str, ...], finished: Submission
 ) -> None:
     """Byte for byte, though two processes of one task share the shards here."""
-    file = login.render(login.prompts(PROMPTS, "again.txt"), *model, *ARRAY, "cards=3")
+    file = login.render(login.prompts(PROMPTS, "again.txt"), *model, *ARRAY, "cards=2")
     job = login.sbatch(file)
     run = next(login.folder.glob("again-*"))
     assert set(login.lab.wait(job).values()) == {"COMPLETED"}, log_text(run)
@@ -112,7 +111,7 @@ def test_submitting_a_finished_run_submits_nothing(
 def test_shipped_model_paints_what_the_prompts_say(login: LoginNode) -> None:
     """One task with the weights that come with the project; the ground of a picture is the colour asked for."""
     prompts = login.prompts(["a lion on a blue background", "a lion on a red background"], "colours.txt")
-    settings = "model=emoji-v1", "device=cpu", "steps=20", "cluster=scnet-dcu", "cluster.cpus_per_card=1"
+    settings = "model=emoji-v1", "device=cpu", "steps=10", "cluster=scnet-dcu", "cluster.cpus_per_card=1"
     submission = login.submit(prompts, *settings)
     assert set(login.lab.wait(submission.job).values()) == {"COMPLETED"}, log_text(submission.run)
     assert faults(submission.run, planned=2) == []
