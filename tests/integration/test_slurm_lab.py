@@ -12,7 +12,7 @@ import pytest
 
 from tests.slurm_lab import cluster, fixtures, machine
 from tests.slurm_lab.cluster import SlurmLab
-from tests.slurm_lab.processes import eventually, is_running, processes_of
+from tests.slurm_lab.processes import PATIENCE_S, eventually, is_running, processes_of
 
 pytestmark = pytest.mark.slurm
 
@@ -156,7 +156,7 @@ def test_ordinary_user_brings_up_the_whole_cluster(short_tmp: Path) -> None:
             env=environment,
             cwd=short_tmp,
             text=True,
-            timeout=240,
+            timeout=PATIENCE_S,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             check=True,

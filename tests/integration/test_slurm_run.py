@@ -50,8 +50,8 @@ def test_every_prompt_becomes_one_whole_picture(finished: Submission) -> None:
 def test_picture_carries_its_prompt_and_seed(finished: Submission) -> None:
     with Image.open(finished.run / "samples" / "000" / "000002.png") as picture:
         assert picture.size == (64, 64)
-        assert picture.text["parameters"].startswith("a lion\n")
-        assert "Seed: 44" in picture.text["parameters"]
+        assert picture.info["parameters"].startswith("a lion\n")
+        assert "Seed: 44" in picture.info["parameters"]
 
 
 def test_array_works_on_several_nodes_at_once(login: LoginNode, finished: Submission) -> None:

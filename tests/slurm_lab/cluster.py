@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Container, Dict, List, Optional, Type
 
 from tests.slurm_lab.machine import LabError, clean_environment, reserve_ports, short_folder
+from tests.slurm_lab.processes import PATIENCE_S
 
 HERE = Path(__file__).parent
 ENDED = frozenset(
@@ -25,14 +26,11 @@ ENDED = frozenset(
 class SlurmLab:
     """One cluster. `with SlurmLab(accounting=False) as lab:` has it up inside, and down after, whatever happens."""
 
-    def __init__(
-        self, *, accounting: bool, dcu_nodes: int = 4, namespaces: bool = False, node_timeout_s: int = 30
-    ) -> None:
+    def __init__(self, *, accounting: bool, dcu_nodes: int = 4, namespaces: bool = False) -> None:
         self.switches = {
             "ACCOUNTING": str(int(accounting)),
             "DCU_NODES": str(dcu_nodes),
             "NODE_NAMESPACES": str(int(namespaces)),
-            "NODE_TIMEOUT_S": str(node_timeout_s),
         }
         self.folder = Path()
         self.env: Dict[str, str] = {}
@@ -82,30 +80,28 @@ class SlurmLab:
         if self._undertaker is not None and self._undertaker.stdin is not None:
             self._undertaker.stdin.write(b"\n")
             self._undertaker.stdin.close()
-            self._undertaker.wait(timeout=300)
+            self._undertaker.wait(timeout=PATIENCE_S)
             self._undertaker = None
         if self._guard is not None:
             self._guard.close()
             self._guard = None
 
-    def run(
-        self, *command: str, stdin: str = "", cwd: Optional[Path] = None, timeout_s: float = 600
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, stdin: str = "", cwd: Optional[Path] = None) -> subprocess.CompletedProcess[str]:
         """Run a command as a user of the cluster would, whatever its exit status."""
         return subprocess.run(
             command,
             input=stdin,
             cwd=cwd,
             env=self.env,
-            timeout=timeout_s,
+            timeout=PATIENCE_S,
             text=True,
             capture_output=True,
             check=False,
         )
 
-    def output(self, *command: str, stdin: str = "", cwd: Optional[Path] = None, timeout_s: float = 600) -> str:
+    def output(self, *command: str, stdin: str = "", cwd: Optional[Path] = None) -> str:
         """What a command prints; LabError with its words if it fails."""
-        done = self.run(*command, stdin=stdin, cwd=cwd, timeout_s=timeout_s)
+        done = self.run(*command, stdin=stdin, cwd=cwd)
         if done.returncode:
             raise LabError(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done.stdout
@@ -119,19 +115,19 @@ class SlurmLab:
         lines = self.output("squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%i|%T").splitlines()
         return dict(line.split("|") for line in lines)
 
-    def wait(self, job: str, *, timeout_s: float = 600) -> Dict[str, str]:
+    def wait(self, job: str) -> Dict[str, str]:
         """Poll until the job, or every task of an array, has ended; the states by id."""
-        return self.wait_for(job, ENDED, timeout_s=timeout_s)
+        return self.wait_for(job, ENDED)
 
-    def wait_for(self, job: str, wanted: Container[str], *, timeout_s: float = 600) -> Dict[str, str]:
+    def wait_for(self, job: str, wanted: Container[str]) -> Dict[str, str]:
         """Poll until every task of a job is in one of the wanted states; the states by id."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             states = self.states(job)
             if states and all(state in wanted for state in states.values()):
                 return states
             if time.monotonic() > deadline:
-                raise LabError(f"job {job} is {states} after {timeout_s} s\n{self.describe(job)}\n{self.logs()}")
+                raise LabError(f"job {job} is {states} after {PATIENCE_S} s\n{self.describe(job)}\n{self.logs()}")
             time.sleep(0.1)
 
     def describe(self, job: str) -> str:
@@ -146,9 +142,9 @@ class SlurmLab:
         """Start a killed node's daemon again."""
         self._script("nodeup.sh", node)
 
-    def start_again(self, job: str, *, timeout_s: float = 600) -> None:
+    def start_again(self, job: str) -> None:
         """Wait until Slurm has put the job, which its node lost, back into the queue, and have it start at once."""
-        self.wait_for(job, {"PENDING"}, timeout_s=timeout_s)
+        self.wait_for(job, {"PENDING"})
         self.output("scontrol", "update", f"jobid={job}", "starttime=now")
 
     def export_devices(self, wanted: bool) -> None:
@@ -170,7 +166,7 @@ class SlurmLab:
             ["bash", str(HERE / name), *arguments],
             env={**self.env, "LAB": str(self.folder)},
             stdin=subprocess.DEVNULL,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
         )
         if done.returncode:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Tuple
 
 LEFTOVERS = re.compile(  # of an allocation, of cards, of environment modules
-    r"S(LURM|BATCH|ALLOC|RUN|QUEUE|INFO|ACCT|CANCEL|CONTROL)|(HIP|CUDA|ROCR)_VISIBLE_DEVICES|.*MODULE|_LMFILES_"
+    r"S(LURM|BATCH|ALLOC|RUN|QUEUE|INFO|ACCT|CANCEL|CONTROL)|(HIP|CUDA|ROCR)_VISIBLE_DEVICES|.*MODULE|BASH_FUNC_m|_LMFILES_"
 )
 LONGEST_FOLDER = 40  # slurmstepd's sockets lie 60 characters below, and a socket's path ends at 108
 BLOCK = 64  # ports a lab may use

@@ -8,10 +8,12 @@ from typing import Callable, Set, TypeVar
 
 Value = TypeVar("Value")
 
+PATIENCE_S = 600  # a machine may be busy with other work; a free one needs a hundredth of it
 
-def eventually(probe: Callable[[], Value], timeout_s: float = 600) -> Value:
+
+def eventually(probe: Callable[[], Value]) -> Value:
     """Ask until the answer is true, and give it back; the last answer, however false, when the time is over."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         answer = probe()
         if answer or time.monotonic() > deadline:

@@ -5,13 +5,11 @@
 #   ACCOUNTING=1         mariadbd and slurmdbd too, so that sacct answers
 #   DCU_NODES=4          nodes dcu1... of partition kshdtest, 32 cores and 4 cards each; partition gpu is one node, gpu1
 #   NODE_NAMESPACES=0    1 (root): a node has its own host name, and a /var/tmp that no other node sees
-#   NODE_TIMEOUT_S=30    how long a silent node still counts as up
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lab.sh
 . "$(dirname "$0")/lab.sh"
 : "${PORT:?must be the first of a block of free ports}"
-ACCOUNTING=${ACCOUNTING:-1} DCU_NODES=${DCU_NODES:-4}
-NODE_NAMESPACES=${NODE_NAMESPACES:-0} NODE_TIMEOUT_S=${NODE_TIMEOUT_S:-30}
+ACCOUNTING=${ACCOUNTING:-1} DCU_NODES=${DCU_NODES:-4} NODE_NAMESPACES=${NODE_NAMESPACES:-0}
 HERE=$(cd "$(dirname "$0")" && pwd)
 HOST=$(hostname -s) ME=$(id -un)
 CONTROLLER_PORT=$((PORT + 1)) DBD_PORT=$((PORT + 2)) SQL_PORT=$((PORT + 3)) GPU_PORT=$((PORT + 4)) DCU_PORT=$((PORT + 5))
@@ -31,7 +29,7 @@ make_folders() {
 start_munge() {
   munged --key-file="$LAB/etc/munge.key" --socket="$LAB/sock/munge" --pid-file="$LAB/pid/munged.pid" \
     --log-file="$LAB/log/munged.log" --seed-file="$LAB/etc/munge.seed" --num-threads=4
-  wait_for 30 munge -S "$LAB/sock/munge" -n || die "munged did not come up, see $LAB/log"
+  wait_for 300 munge -S "$LAB/sock/munge" -n || die "munged did not come up, see $LAB/log"
 }
 
 # Waits that a test would feel are short here: scheduling, requeueing, the end of a cancelled job. Waits that a busy
@@ -70,7 +68,7 @@ ReturnToService=2
 KillWait=5
 MessageTimeout=100
 BatchStartTimeout=300
-SlurmdTimeout=$NODE_TIMEOUT_S
+SlurmdTimeout=30
 InactiveLimit=0
 JobRequeue=1
 NodeName=dcu[1-$DCU_NODES] Port=[$DCU_PORT-$((DCU_PORT + DCU_NODES - 1))] CPUs=32 SocketsPerBoard=2 RealMemory=120000 \
@@ -153,10 +151,10 @@ start_accounting() {
     --auth-root-authentication-method=normal --skip-test-db >"$LAB/log/mariadb-install.log" 2>&1 ||
     die "mariadb-install-db failed, see $LAB/log/mariadb-install.log"
   mariadbd --defaults-file="$LAB/etc/my.cnf" </dev/null >/dev/null 2>&1 &
-  wait_for 60 mariadb-admin "${sql[@]}" ping || die "mariadbd did not come up, see $LAB/log"
+  wait_for 300 mariadb-admin "${sql[@]}" ping || die "mariadbd did not come up, see $LAB/log"
   mariadb "${sql[@]}" -e "create database slurm; grant all on slurm.* to slurm@'%' identified by 'slurm'"
   slurmdbd
-  wait_for 60 sacctmgr -n list cluster || die "slurmdbd did not come up, see $LAB/log"
+  wait_for 300 sacctmgr -n list cluster || die "slurmdbd did not come up, see $LAB/log"
 }
 
 controller_is_up() { scontrol ping | grep -q "is UP"; }
@@ -167,7 +165,7 @@ nodes_are_idle() {
 
 start_controller() {
   slurmctld -f "$SLURM_CONF"
-  wait_for 60 controller_is_up || die "slurmctld did not come up, see $LAB/log"
+  wait_for 300 controller_is_up || die "slurmctld did not come up, see $LAB/log"
 }
 
 start_nodes() {
@@ -176,7 +174,7 @@ start_nodes() {
     bash "$HERE/nodeup.sh" "dcu$number"
   done
   bash "$HERE/nodeup.sh" gpu1
-  wait_for 60 nodes_are_idle || die "the nodes did not come up, see $LAB/log"
+  wait_for 300 nodes_are_idle || die "the nodes did not come up, see $LAB/log"
 }
 
 [[ ! -e $SLURM_CONF ]] || die "$LAB holds a cluster already: take it down first"
