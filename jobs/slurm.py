@@ -35,7 +35,11 @@ SIGNAL_DELAY_S = 1
 def run_command(command: Sequence[str]) -> str:
     """What a scheduler's command prints; SchedulerError with its own words if it fails or is not here."""
     try:
-        done = subprocess.run(list(command), capture_output=True, timeout=COMMAND_SECONDS, check=False)
+        # With Python's own SIGPIPE, which is ignored, a command that munge hung up on, as it does on one that a busy
+        # machine leaves without processor for 2 s, tries again; with the usual one it would die without a word.
+        done = subprocess.run(
+            list(command), capture_output=True, timeout=COMMAND_SECONDS, check=False, restore_signals=False
+        )
     except FileNotFoundError as error:
         raise SchedulerError(f"{command[0]} is not here: load the site's Slurm, or use cluster=local") from error
     except subprocess.TimeoutExpired as error:

@@ -152,6 +152,10 @@ def test_a_command_gives_what_it_prints():
     assert run_command(["printf", "a b"]) == "a b"
 
 
+def test_command_outlives_a_pipe_that_was_closed():
+    assert run_command(["sh", "-c", "kill -PIPE $$; echo alive"]) == "alive\n"
+
+
 def test_a_refusal_is_passed_on_in_the_commands_own_words():
     with pytest.raises(SchedulerError, match=r"^sh -c .*: Invalid partition name$") as caught:
         run_command(["sh", "-c", "echo Invalid partition name >&2; exit 1"])
