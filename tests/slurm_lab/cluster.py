@@ -97,6 +97,7 @@ class SlurmLab:
             text=True,
             capture_output=True,
             check=False,
+            restore_signals=False,  # SIGPIPE stays ignored: munge hangs up on a client that is kept waiting
         )
 
     def output(self, *command: str, stdin: str = "", cwd: Optional[Path] = None) -> str:

@@ -3,6 +3,7 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lab.sh
 . "$(dirname "$0")/lab.sh"
+trap '' PIPE # munge hangs up on a client that a busy machine leaves waiting; it tries again if it lives
 
 cancel_jobs() {
   local jobs
