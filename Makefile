@@ -54,7 +54,7 @@ bench: .venv/test.stamp  ## measure loading and generating on this machine
 	for script in benchmarks/*.py; do $(IN_VENV) python "$$script"; done
 
 test-dtk2210: .venv-dtk2210/test.stamp  ## unit and parity tests on Python 3.8 and torch 1.10, the platform of DTK 22.10
-	tools/test_dtk2210.sh
+	.venv-dtk2210/bin/python -m pytest -rs -m "not slurm and not gpu and not weights"
 
 clean:  ## remove the virtual environments and caches; pictures stay
 	rm -rf .venv .venv-dtk2210 .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
