@@ -44,7 +44,8 @@ install_for_run() {
 install_for_test() {
   local -a torch=(--requirement requirements/torch.txt)
   [ -z "${TORCH:-}" ] || read -r -a torch <<<"$TORCH"
-  pip_install "${torch[@]}" --editable '.[dev,eval,train]'
+  pip_install "${torch[@]}" opencv-python-headless PyWavelets --editable '.[dev,eval,train]'
+  pip_install --no-deps invisible-watermark  # its opencv-python would need libGL
 }
 
 case $level in
