@@ -67,6 +67,7 @@ def build(kind: Type[T], values: Iterable[Value], base: Optional[T] = None) -> T
     inherited: List[Value] = [(key, value, "") for key, value in vars(base).items()] if base else []
     for key, value, where in [*inherited, *values]:
         refuse_unknown(key, _fields(kind), "key")
+        _refuse_words_of_yaml(key, value, where)
         try:
             OmegaConf.update(tree, key, _literal(value), merge=False)
         except (OmegaConfBaseException, ValueError) as error:
@@ -74,6 +75,15 @@ def build(kind: Type[T], values: Iterable[Value], base: Optional[T] = None) -> T
                 f"{key} must be {_kind_name(kind, key)}, got {value!r}{where and f' ({where})'}"
             ) from error
     return typing.cast(T, OmegaConf.to_object(tree))
+
+
+def _refuse_words_of_yaml(key: str, value: Any, where: str) -> None:
+    """Refuse `false`, `yes` or an empty entry in a list or map of texts, where it would become Python's word for it."""
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for entry in entries:
+        if entry is None or isinstance(entry, bool):
+            place = f" in {where}" if where else ""
+            raise ConfigError(f"{key} must hold text, YAML reads one entry as {entry}; quote it{place}")
 
 
 def refuse_unknown(key: str, known: Iterable[str], what: str) -> None:
