@@ -7,8 +7,7 @@ export PYTHON ?= python3
 export TORCH ?=
 PROMPTS ?= examples/prompts.txt
 MODEL ?= emoji-v1
-# The scale that emoji-v1 was accepted at; that of SD v1, 7.5, burns its colours.
-SETTINGS ?= guidance_scale=3
+SETTINGS ?=
 
 # python3.8 on the path, else the newest 3.8 that pyenv has built.
 PYTHON38 ?= $(or $(shell python3.8 -c 'import sys; print(sys.executable)' 2>/dev/null),$\

@@ -23,7 +23,7 @@ from ldm.errors import ConfigError, SdbatchError
 from ldm.inference.files import naming, sha256_of
 from ldm.inference.models import PROJECT_ROOT, entry_named, find_file, find_files, read_shape
 from ldm.inference.prompts import read_prompts
-from ldm.inference.spec import SIZE_MULTIPLE, GenerationRequest
+from ldm.inference.spec import SIZE_MULTIPLE, GenerationRequest, SamplerConfig
 from ldm.inference.weightfile import recognise
 from ldm.modules.encoders.tokenizer import FILES, find_tokenizer
 
@@ -39,6 +39,7 @@ REHEARSAL_MODEL = RunModel(
     clip=None,
     clip_sha256="",
     safety_checker=None,
+    guidance_scale=SamplerConfig.guidance_scale,
     size=REHEARSAL_SIZE,
     size_multiple=SIZE_MULTIPLE,
 )
@@ -112,6 +113,7 @@ def _found_model(spec: JobSpec) -> RunModel:
         clip=str(tokenizer),
         clip_sha256=combined_sha256([tokenizer / name for name in FILES]),
         safety_checker=_safety_checker(spec, files.safety_checker),
+        guidance_scale=files.guidance_scale or SamplerConfig.guidance_scale,
         size=shape.size,
         size_multiple=shape.size_multiple,
     )
@@ -196,5 +198,5 @@ def _write_plan(path: Path, prompts: Path, spec: JobSpec, model: RunModel) -> Pl
 
 
 def _requests(prompts: Path, spec: JobSpec, model: RunModel) -> Iterator[GenerationRequest]:
-    template = template_request(spec, size=model.size)
+    template = template_request(spec, size=model.size, guidance_scale=model.guidance_scale)
     return read_prompts(prompts, template, spec.images_per_prompt, size_multiple=model.size_multiple)

@@ -47,6 +47,7 @@ class RunModel:
     clip: Optional[str]
     clip_sha256: str
     safety_checker: Optional[str]
+    guidance_scale: float  # what it paints best with
     size: int  # px, what the model was trained for
     size_multiple: int  # px
 

@@ -45,7 +45,7 @@ class JobSpec:
     width: Optional[int] = None  # px
     sampler: str = "plms"
     steps: int = 50
-    guidance_scale: float = 7.5
+    guidance_scale: Optional[float] = None  # None: the model's; 7.5 for SD v1
     eta: float = 0.0
     images_per_shard: int = 100
     precision: str = "autocast"
@@ -133,8 +133,12 @@ class PlanTotals:
     shards: int
 
 
-def template_request(spec: JobSpec, *, size: int) -> GenerationRequest:
-    """The request that every line of the prompts file starts from; `size` px is what the model was trained for."""
+def template_request(spec: JobSpec, *, size: int, guidance_scale: float) -> GenerationRequest:
+    """The request that every line of the prompts file starts from.
+
+    `size` px is what the model was trained for, `guidance_scale` what it paints best with.
+    """
+    sampler, scale = SamplerName(spec.sampler), guidance_scale if spec.guidance_scale is None else spec.guidance_scale
     try:
         return GenerationRequest(
             prompt="",
@@ -142,9 +146,7 @@ def template_request(spec: JobSpec, *, size: int) -> GenerationRequest:
             seed=spec.seed,
             height=size if spec.height is None else spec.height,
             width=size if spec.width is None else spec.width,
-            sampler=SamplerConfig(
-                name=SamplerName(spec.sampler), steps=spec.steps, guidance_scale=spec.guidance_scale, eta=spec.eta
-            ),
+            sampler=SamplerConfig(name=sampler, steps=spec.steps, guidance_scale=scale, eta=spec.eta),
         )
     except RequestError as error:
         raise ConfigError(f"{error} (from the job's settings)") from error

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, List, NoReturn, Optional
+from typing import Any, List, NoReturn, Optional
 
-from ldm.errors import ConfigError, RequestError, SdbatchError, WeightsError
+from ldm.errors import ConfigError, RequestError, WeightsError
 from ldm.inference.models import (
     LAION_400M,
     MODELS,
@@ -47,11 +46,12 @@ class Order:
 class OptionParser(argparse.ArgumentParser):
     """The options that the scripts share; a script adds its own to the groups. An error is one line."""
 
-    def __init__(self, prog: str, description: str) -> None:
+    def __init__(self, prog: str, description: str, *, scale: float) -> None:
+        """`scale`: the guidance of a call that says none, with a model that needs no other."""
         super().__init__(prog=prog, description=description)
         self.picture = self.add_argument_group("the picture")
         add_picture_options(self.picture)
-        add_sampling_options(self.add_argument_group("sampling"))
+        add_sampling_options(self.add_argument_group("sampling"), scale)
         add_output_options(self.add_argument_group("what is written"))
         self.model = self.add_argument_group("the model")
         add_model_options(self.model)
@@ -78,7 +78,7 @@ def add_picture_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_sampling_options(group: argparse._ArgumentGroup) -> None:
+def add_sampling_options(group: argparse._ArgumentGroup, scale: float) -> None:
     """How noise becomes a picture."""
     group.add_argument("--ddim_steps", type=int, default=50, metavar="N", help="of any sampler (default: %(default)s)")
     group.add_argument("--plms", action="store_true", help="sample with PLMS; the default is DDIM")
@@ -86,7 +86,9 @@ def add_sampling_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--ddim_eta", type=float, default=0.0, metavar="ETA", help="fresh noise in DDIM, 0 to 1 (default: %(default)s)"
     )
-    group.add_argument("--scale", type=float, help="guidance by the prompt; 1.0 is none (default: %(default)s)")
+    group.add_argument(
+        "--scale", type=float, help=f"guidance by the prompt; 1.0 is none (default: the model's; {scale})"
+    )
     group.add_argument("--fixed_code", action="store_true", help="start every batch from the same noise")
     group.add_argument(
         "--precision",
@@ -129,28 +131,6 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def run(parser: OptionParser, settle: Callable[[argparse.Namespace], Order]) -> int:
-    """Paint what the command line asks for; what a user can put right ends in one line and an exit code."""
-    options = parser.parse_args()
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]  # real streams
-    try:
-        order = settle(options)
-        from scripts._paint import paint
-
-        paint(order)
-    except SdbatchError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except ImportError as error:
-        print(f"{parser.prog}: error: {error}; activate the environment where it is installed", file=sys.stderr)
-        return SdbatchError.exit_code
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 130
-    return 0
-
-
 def find_model(options: argparse.Namespace) -> ModelFiles:
     """The files of the model asked for; a file that holds no weights is refused here, before anything is loaded."""
     entry = LAION_400M if options.laion400m else entry_named(options.model)
@@ -191,7 +171,7 @@ def find_batches(options: argparse.Namespace) -> List[List[str]]:
     return [prompts[i : i + options.n_samples] for i in range(0, len(prompts), options.n_samples)]
 
 
-def find_template(options: argparse.Namespace, shape: ModelShape, **picture: Any) -> GenerationRequest:
+def find_template(options: argparse.Namespace, shape: ModelShape, *, scale: float, **picture: Any) -> GenerationRequest:
     """What all pictures of the call have in common; `picture` are its `height`, `width` and `init`."""
     for name, value in (("C", shape.channels), ("f", shape.factor)):
         if getattr(options, name) not in (None, value):
@@ -207,7 +187,7 @@ def find_template(options: argparse.Namespace, shape: ModelShape, **picture: Any
         sampler=SamplerConfig(
             name=SamplerName.DPM_SOLVER if options.dpm_solver else named,
             steps=options.ddim_steps,
-            guidance_scale=options.scale,
+            guidance_scale=scale if options.scale is None else options.scale,
             eta=options.ddim_eta,
         ),
         **picture,

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ldm.errors import SdbatchError
 from ldm.inference.files import write_atomically
 from ldm.inference.images import encode_png
-from ldm.inference.models import entry_named, find_files, read_shape
+from ldm.inference.models import SHIPPED, entry_named, find_files, read_shape
 from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName
 from ldm.training.acceptance import Outcome, acceptance_tasks, describe, is_accepted, judge_pictures, summarise
 from ldm.training.emoji import COLOUR_NAMES, OBJECT_NAMES, caption, load_sprites
@@ -38,7 +38,7 @@ def parse(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_argument_group("model")
-    model.add_argument("--model", default="emoji-v1", help="name of the model (default: %(default)s)")
+    model.add_argument("--model", default=SHIPPED.name, help="name of the model (default: %(default)s)")
     model.add_argument("--config", metavar="FILE", help="another config than the model's own")
     model.add_argument("--ckpt", metavar="FILE", help="another checkpoint than the model's own")
     model.add_argument("--device", default="auto", help="auto, cpu, gpu or dcu (default: %(default)s)")
@@ -47,7 +47,8 @@ def parse(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     names = [name.value for name in SamplerName]
     sampling.add_argument("--sampler", choices=names, default="plms", help="default: %(default)s")
     sampling.add_argument("--steps", type=int, default=50, help="sampling steps (default: %(default)s)")
-    sampling.add_argument("--scale", type=float, default=3.0, help="guidance scale (default: %(default)s)")
+    scale = SHIPPED.guidance_scale
+    sampling.add_argument("--scale", type=float, default=scale, help="guidance scale (default: %(default)s)")
     sampling.add_argument("--seed", type=int, default=42, help="of the first prompt, then + 1 (default: %(default)s)")
     sampling.add_argument("--batch-size", type=count, default=20, metavar="B", help="default: %(default)s")
     parser.add_argument("--limit", type=count, metavar="N", help="only the first N prompts, for a quick look")

@@ -18,12 +18,16 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model that has a name. `checkpoints`: the first that is there is read. `safety_checker`: None needs none."""
+    """A model that has a name. `checkpoints`: the first that is there is read. `safety_checker`: None needs none.
+
+    `guidance_scale`: what it paints best with; None where that is the command's own default, as for SD v1.
+    """
 
     name: str
     config: str
     checkpoints: Tuple[str, ...]
     safety_checker: Optional[str] = None
+    guidance_scale: Optional[float] = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class ModelFiles:
     config: Path
     checkpoint: Path
     safety_checker: Optional[str] = None
+    guidance_scale: Optional[float] = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,10 @@ SD_V1 = ModelEntry(
 )
 # Trained on pictures of emoji alone, so there is nothing for a checker to find.
 EMOJI_V1 = ModelEntry(
-    name="emoji-v1", config="configs/emoji/v1.yaml", checkpoints=("models/emoji-v1/model.safetensors",)
+    name="emoji-v1",
+    config="configs/emoji/v1.yaml",
+    checkpoints=("models/emoji-v1/model.safetensors",),
+    guidance_scale=3.0,
 )
 LAION_400M = ModelEntry(
     name="laion400m",
@@ -105,7 +113,13 @@ def find_files(entry: ModelEntry, *, config: Optional[str] = None, checkpoint: O
     if found is None:
         raise WeightsError(f"no weights of {entry.name}: looked for {looked_for(wanted)}; {_remedy(entry)}")
     name = Path(checkpoint).stem if checkpoint else entry.name
-    return ModelFiles(name=name, config=found_config, checkpoint=found, safety_checker=entry.safety_checker)
+    return ModelFiles(
+        name=name,
+        config=found_config,
+        checkpoint=found,
+        safety_checker=entry.safety_checker,
+        guidance_scale=entry.guidance_scale,
+    )
 
 
 def find_file(names: Sequence[str], *, folder: bool = False) -> Optional[Path]:

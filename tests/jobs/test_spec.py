@@ -62,18 +62,19 @@ def test_a_cluster_that_cannot_be_is_refused(values, message):
     assert str(caught.value) == message
 
 
-def test_the_template_takes_the_size_of_the_model_unless_the_job_gives_one():
-    template = template_request(JobSpec(width=128), size=64)
-    assert (template.height, template.width) == (64, 128)
+def test_the_template_takes_size_and_guidance_of_the_model_unless_the_job_gives_them():
+    template = template_request(JobSpec(width=128), size=64, guidance_scale=3.0)
+    assert (template.height, template.width, template.sampler.guidance_scale) == (64, 128, 3.0)
+    assert template_request(JobSpec(guidance_scale=0.0), size=64, guidance_scale=3.0).sampler.guidance_scale == 0.0
 
 
 def test_the_template_says_what_the_job_says():
     spec = JobSpec(negative_prompt="blurry", seed=7, sampler="ddim", steps=9, guidance_scale=2.0, eta=0.5)
     sampler = SamplerConfig(SamplerName.DDIM, steps=9, guidance_scale=2.0, eta=0.5)
     expected = GenerationRequest(prompt="", negative_prompt="blurry", seed=7, height=64, width=64, sampler=sampler)
-    assert template_request(spec, size=64) == expected
+    assert template_request(spec, size=64, guidance_scale=3.0) == expected
 
 
 def test_settings_that_no_picture_can_have_are_an_error_of_the_settings():
     with pytest.raises(ConfigError, match=r"^steps must be in 1..1000, got 0 \(from the job's settings\)$"):
-        template_request(JobSpec(steps=0), size=64)
+        template_request(JobSpec(steps=0), size=64, guidance_scale=3.0)

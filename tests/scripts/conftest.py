@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from scripts import txt2img
-from scripts._options import run
+from scripts._run import run
 
 
 @pytest.fixture

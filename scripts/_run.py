@@ -1,0 +1,32 @@
+"""One call of a script: the command line settled into an `Order`, the order painted, an error told in one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Callable
+
+from ldm.errors import SdbatchError
+from scripts._options import OptionParser, Order
+
+
+def run(parser: OptionParser, settle: Callable[[argparse.Namespace], Order]) -> int:
+    """Paint what the command line asks for; what a user can put right ends in one line and an exit code."""
+    options = parser.parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]  # real streams
+    try:
+        order = settle(options)
+        from scripts._paint import paint
+
+        paint(order)
+    except SdbatchError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except ImportError as error:
+        print(f"{parser.prog}: error: {error}; activate the environment where it is installed", file=sys.stderr)
+        return SdbatchError.exit_code
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+    return 0
