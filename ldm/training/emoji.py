@@ -60,6 +60,10 @@ FONT_PLACES = (
 # The only size a bitmap (CBDT) emoji font can be opened at.
 FONT_SIZE = 109
 CANVAS_PX = 180
+# Sizes as shares of a picture's side, and the grid that drawings stand on. Eight pixels are one latent pixel, so that a
+# drawing has the same latents wherever it stands: a small model then learns three views of each object, not hundreds.
+SCALES = (0.625, 0.75, 0.875)
+STEP_PX = 8
 
 _SMILEYS = range(0x1F600, 0x1F650)
 # Unicode's names speak of print ("black" is filled, "white" is outline) and of variants that are not in our list.
@@ -171,25 +175,29 @@ def _glyph(font: ImageFont.FreeTypeFont, character: str, source: Path) -> Image.
 
 
 def sample_placement(rng: np.random.Generator) -> Placement:
-    """Uniform over sizes from 0.6 to 0.95 of the side, and over every place inside the frame."""
-    scale, left, top = rng.random(3)
-    return Placement(0.6 + 0.35 * float(scale), float(left), float(top))
+    """Uniform over SCALES, and over every place inside the frame."""
+    return Placement(SCALES[int(rng.integers(len(SCALES)))], float(rng.random()), float(rng.random()))
 
 
 def draw(sprite: Sprite, colour: Tuple[int, int, int], size_px: int, placement: Placement) -> np.ndarray:
-    """The sprite over a plain ground, (size_px,size_px,3) uint8."""
+    """The sprite over a plain ground, (size_px,size_px,3) uint8, its left and upper edge at multiples of STEP_PX."""
     shrink = placement.scale * size_px / max(sprite.image.size)
     width, height = (max(1, round(edge * shrink)) for edge in sprite.image.size)
     # The whole-number part of the shrinking is done by plain averages, which is as smooth and twice as quick.
     resized = sprite.image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=1.0)
     small = np.asarray(resized, dtype=np.float32)
-    left, top = round(placement.left * (size_px - width)), round(placement.top * (size_px - height))
+    left, top = _step(placement.left, size_px - width), _step(placement.top, size_px - height)
     ground = np.asarray(colour, dtype=np.float32)
     over = small[..., :3] + ground * (1 - small[..., 3:] / 255)
     pixels = np.empty((size_px, size_px, 3), dtype=np.uint8)
     pixels[:] = ground
     pixels[top : top + height, left : left + width] = np.clip(over + 0.5, 0, 255)
     return pixels
+
+
+def _step(share: float, room_px: int) -> int:
+    steps = room_px // STEP_PX
+    return STEP_PX * min(int(share * (steps + 1)), steps)
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def test_an_object_stands_where_its_placement_says(left, top):
     pixels = emoji.draw(square(), BLUE, 64, Placement(scale=0.75, left=left, top=top))
     expected = np.empty((64, 64, 3), dtype=np.uint8)
     expected[:] = BLUE
-    x, y = round(16 * left), round(16 * top)
+    x, y = int(16 * left), int(16 * top)
     expected[y : y + 48, x : x + 48] = (255, 0, 0)
     assert (pixels == expected).all()
 
@@ -179,11 +179,22 @@ def test_an_example_is_captioned_by_what_it_shows(sprites):
         assert (example.pixels == COLOURS[colour]).all(axis=-1).mean() > 0.05
 
 
-def test_sizes_and_places_cover_their_ranges():
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+def test_a_drawing_begins_at_a_latent_pixel_and_ends_inside_the_frame(share):
+    pixels = emoji.draw(square(size=(100, 40)), BLUE, 64, Placement(scale=0.625, left=share, top=1 - share))
+    rows, columns = np.nonzero((pixels != BLUE).any(axis=-1))
+    assert (rows.min() % 8, columns.min() % 8) == (0, 0)
+    assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (16, 40)
+
+
+def test_each_size_and_every_place_comes_up_equally_often():
     rng = np.random.default_rng(0)
-    placements = np.array([(p.scale, p.left, p.top) for p in (emoji.sample_placement(rng) for _ in range(2000))])
-    np.testing.assert_allclose(placements.min(axis=0), (0.6, 0, 0), atol=0.01)
-    np.testing.assert_allclose(placements.max(axis=0), (0.95, 1, 1), atol=0.01)
+    placements = np.array([(p.scale, p.left, p.top) for p in (emoji.sample_placement(rng) for _ in range(3000))])
+    sizes, counts = np.unique(placements[:, 0], return_counts=True)
+    assert tuple(sizes) == emoji.SCALES
+    np.testing.assert_allclose(counts, 1000, atol=100)
+    np.testing.assert_allclose(placements[:, 1:].min(axis=0), 0, atol=0.01)
+    np.testing.assert_allclose(placements[:, 1:].max(axis=0), 1, atol=0.01)
 
 
 def test_a_missing_font_is_named_with_the_package_to_install(tmp_path):
