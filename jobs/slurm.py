@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 RunCommand = Callable[[Sequence[str]], str]
 
 COMMAND_SECONDS = 60
+# A controller that hundreds of tasks ask at once answers some of them late: how long to wait before each further try.
+RETRY_SECONDS = (2.0, 10.0, 30.0)
 KEPT_VARIABLES = ("SLURM_CONF",)
 CARD_VARIABLES = (HIP, CUDA, ROCR, "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK")
 # What submitit counts with, so that it wants them as numbers of its own; and what it writes whatever one says.
@@ -30,6 +33,10 @@ COUNTED_DIRECTIVES = ("nodes", "ntasks-per-node", "time")
 FIXED_DIRECTIVES = (*COUNTED_DIRECTIVES, "open-mode", "output", "signal")
 # submitit ends a worker when its signal comes, and Slurm may send it a minute early: so it is to come at the very end.
 SIGNAL_DELAY_S = 1
+
+
+class NotInstalledError(SchedulerError):
+    """A command of Slurm is not on this machine."""
 
 
 def run_command(command: Sequence[str]) -> str:
@@ -41,7 +48,7 @@ def run_command(command: Sequence[str]) -> str:
             list(command), capture_output=True, timeout=COMMAND_SECONDS, check=False, restore_signals=False
         )
     except FileNotFoundError as error:
-        raise SchedulerError(f"{command[0]} is not here: load the site's Slurm, or use cluster=local") from error
+        raise NotInstalledError(f"{command[0]} is not here: load the site's Slurm, or use cluster=local") from error
     except subprocess.TimeoutExpired as error:
         raise SchedulerError(f"{command[0]} gave no answer within {COMMAND_SECONDS} s") from error
     if done.returncode:
@@ -52,19 +59,36 @@ def run_command(command: Sequence[str]) -> str:
 def allocated_cards(environ: Mapping[str, str], run: RunCommand = run_command) -> Optional[List[str]]:
     """The numbers of the cards that Slurm gave this job on this node, None where it does not say.
 
-    A generic GRES such as `dcu` sets no variable; the controller alone knows which cards are the job's.
+    A generic GRES such as `dcu` sets no variable; the controller alone knows which cards are the job's. One that never
+    answers is a SchedulerError: to count from 0 could take the cards of another job.
     """
     node, job = environ.get("SLURMD_NODENAME"), job_of(environ)
     if not node or not job:
         return None
     try:
-        text = run(["scontrol", "show", "job", "-d", job])
+        text = _insist(run, ["scontrol", "show", "job", "-d", job])
         for nodes, cards in parse_card_lines(text):
-            if node in run(["scontrol", "show", "hostnames", nodes]).split():
+            if node in _insist(run, ["scontrol", "show", "hostnames", nodes]).split():
                 return cards
-    except SchedulerError as error:
+    except NotInstalledError as error:
         log.warning("Slurm does not say which cards are this job's, so they are counted from 0: %s", error)
+    except SchedulerError as error:
+        raise SchedulerError(
+            f"cannot learn which cards are this job's: {error}; name them with {HIP}=0,1 or say device=cpu"
+        ) from error
     return None
+
+
+def _insist(run: RunCommand, command: Sequence[str]) -> str:
+    for seconds in RETRY_SECONDS:
+        try:
+            return run(command)
+        except NotInstalledError:
+            raise
+        except SchedulerError as error:
+            log.warning("trying again in %.0f s: %s", seconds, error)
+            time.sleep(seconds)
+    return run(command)
 
 
 def job_of(environ: Mapping[str, str]) -> Optional[str]:

@@ -59,6 +59,14 @@ def test_a_process_learns_the_cards_of_its_own_node(node, cards):
     assert allocated_cards(environ, lambda command: answers(*command)) == cards
 
 
+@pytest.fixture
+def waits(monkeypatch) -> list[float]:
+    """Nobody waits; what would have been waited, in seconds."""
+    waited: list[float] = []
+    monkeypatch.setattr("jobs.slurm.time.sleep", waited.append)
+    return waited
+
+
 @pytest.mark.parametrize("environ", [{}, {"SLURM_JOB_ID": "12"}, {"SLURMD_NODENAME": "dcu1"}])
 def test_outside_a_job_nobody_is_asked(environ):
     def must_not_run(command):
@@ -67,12 +75,38 @@ def test_outside_a_job_nobody_is_asked(environ):
     assert allocated_cards(environ, must_not_run) is None
 
 
-def test_a_controller_that_does_not_answer_is_a_warning(caplog):
+def test_a_controller_that_never_answers_must_not_be_guessed_for(waits):
     def silent(command):
         raise SchedulerError("scontrol gave no answer within 60 s")
 
-    assert allocated_cards({"SLURM_JOB_ID": "12", "SLURMD_NODENAME": "dcu1"}, silent) is None
-    assert "scontrol gave no answer within 60 s" in caplog.text
+    with pytest.raises(SchedulerError) as caught:
+        allocated_cards({"SLURM_JOB_ID": "12", "SLURMD_NODENAME": "dcu1"}, silent)
+    assert str(caught.value) == (
+        "cannot learn which cards are this job's: scontrol gave no answer within 60 s; "
+        "name them with HIP_VISIBLE_DEVICES=0,1 or say device=cpu"
+    )
+    assert waits == [2, 10, 30]
+
+
+@pytest.mark.parametrize("late", [1, 2, 3])
+def test_a_controller_that_answers_late_is_waited_for(waits, late):
+    calls = []
+
+    def busy(command):
+        calls.append(command)
+        if len(calls) <= late:
+            raise SchedulerError("slurm_load_jobs error: Unable to contact slurm controller")
+        return answers(*command)
+
+    assert allocated_cards({"SLURM_JOB_ID": "12", "SLURMD_NODENAME": "dcu2"}, busy) == ["0", "1"]
+    assert len(waits) == late
+
+
+def test_where_a_node_has_no_scontrol_cards_are_counted_with_a_warning(monkeypatch, waits, caplog):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert allocated_cards({"SLURM_JOB_ID": "12", "SLURMD_NODENAME": "dcu1"}) is None
+    assert "scontrol is not here" in caplog.text
+    assert waits == []
 
 
 def test_an_array_task_is_asked_for_by_its_number_in_the_array():
