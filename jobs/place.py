@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 import socket
 from dataclasses import dataclass
 from typing import List, Mapping, MutableMapping, Optional, Sequence, Tuple, TypeVar
@@ -20,41 +21,57 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# rank, processes, rank on the node, nodes, number of the node
+# rank, processes, rank on the node
 RANK_VARIABLES = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "", ""),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES", "SLURM_NODEID"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "", ""),
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
 )
+TASKS_VARIABLE, NODE_VARIABLE = "SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A process among those started together; counts from 0."""
+    """A process among those started together; counts from 0. `tasks`: the processes of each node, by its number."""
 
     rank: int = 0
     processes: int = 1
     local_rank: int = 0
-    nodes: int = 1
     node: int = 0
+    tasks: Tuple[int, ...] = (1,)
 
 
 def find_place(environ: Mapping[str, str]) -> Place:
     """The place that the launcher's variables give; alone where there are none."""
     for variables in RANK_VARIABLES:
-        if all(name in environ for name in variables[:3]):
-            numbers = [_number(environ, name) for name in variables if name in environ]
-            return Place(*numbers)
+        if all(name in environ for name in variables):
+            rank, processes, local_rank = (_number(environ, name) for name in variables)
+            node, tasks = _nodes(environ, processes) if variables[0].startswith("SLURM_") else (0, (processes,))
+            return Place(rank, processes, local_rank, node, tasks)
     return Place()
+
+
+def parse_tasks(text: str) -> Tuple[int, ...]:
+    """The tasks of each node as Slurm writes them, such as 3,1 or 2(x2),1; ConfigError if it did not."""
+    if not re.fullmatch(r"(\d+(\(x\d+\))?(,|$))+", text):
+        raise ConfigError(f"{TASKS_VARIABLE} must be as 3,1 or 2(x2), got {text!r}")
+    groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return tuple(int(tasks) for tasks, nodes in groups for _ in range(int(nodes or 1)))
 
 
 def with_a_card(place: Place, cards: int) -> Optional[Place]:
     """The place among the processes that have a card of their own, `cards` on every node; None without one."""
     if place.local_rank >= cards:
         return None
-    if place.processes <= place.nodes * cards:
+    working = [min(tasks, cards) for tasks in place.tasks]
+    if sum(working) == place.processes:
         return place
-    return dataclasses.replace(place, rank=place.node * cards + place.local_rank, processes=place.nodes * cards)
+    return dataclasses.replace(
+        place,
+        rank=sum(working[: place.node]) + place.local_rank,
+        processes=sum(working),
+        tasks=tuple(working),
+    )
 
 
 def share(items: Sequence[T], part: int, parts: int) -> List[T]:
@@ -85,6 +102,18 @@ def worker_name(environ: Mapping[str, str]) -> str:
     task = environ.get("SLURM_ARRAY_TASK_ID", "")
     words = [socket.gethostname(), f"{job}_{task}" if task else job, str(os.getpid())]
     return "/".join(word for word in words if word)
+
+
+def _nodes(environ: Mapping[str, str], processes: int) -> Tuple[int, Tuple[int, ...]]:
+    """The number of this node in the step, and the tasks of each node; one node where Slurm does not say."""
+    if TASKS_VARIABLE not in environ or NODE_VARIABLE not in environ:
+        return 0, (processes,)
+    node, tasks = _number(environ, NODE_VARIABLE), parse_tasks(environ[TASKS_VARIABLE])
+    if sum(tasks) != processes or node >= len(tasks):
+        raise ConfigError(
+            f"{TASKS_VARIABLE} must hold {processes} tasks and node {node}, got {environ[TASKS_VARIABLE]}"
+        )
+    return node, tasks
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:

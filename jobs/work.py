@@ -80,10 +80,10 @@ def _take_place(place: Place, device: str, environ: MutableMapping[str, str]) ->
         log.info("process %d has no card of its own: %d are here; start one process a card", place.rank, len(listed))
         return None, device
     log.info("process %d: %s", settled.rank, take_card(settled, environ, allocated) or "no card here")
-    all_cards = settled.nodes * len(listed)
+    all_cards = len(settled.tasks) * len(listed)
     if settled.processes < all_cards:
-        log.warning("%d cards and %d processes: start one a card, as with srun --ntasks=%d, to use all",
-                    all_cards, settled.processes, all_cards)  # fmt: skip
+        log.warning("%d cards and %d processes: start one a card, as with srun --ntasks=%d --ntasks-per-node=%d, to "
+                    "use all", all_cards, settled.processes, all_cards, len(listed))  # fmt: skip
     return settled, "gpu" if device == "auto" and listed and "SLURM_JOB_ID" in environ else device
 
 

@@ -90,6 +90,15 @@ def test_two_nodes_of_an_allocation_share_the_shards(login: LoginNode) -> None:
     assert faults(run, planned=len(PROMPTS)) == []
 
 
+def test_two_nodes_with_unlike_numbers_of_tasks_leave_no_shard_out(login: LoginNode) -> None:
+    """4 tasks as 3 and 1 on nodes of 2 cards: three of them work."""
+    run = planned_run(login)
+    said = login.jobs("work", str(run), before=("salloc", "-N", "2", "-n", "4", "--gres=dcu:2", "srun"))
+    assert sorted(re.findall(r"process (\d) of (\d): (\d) of its", said)) == [(str(r), "3", "1") for r in range(3)]
+    assert said.count("has no card of its own: 2 are here") == 1
+    assert faults(run, planned=len(PROMPTS)) == []
+
+
 def test_submitting_from_inside_an_allocation_asks_for_what_the_job_needs(login: LoginNode) -> None:
     """The allocation's own SLURM_* variables, 16 tasks among them, stay out of the new job."""
     submission = login.submit(login.prompts(PROMPTS), *SHARDS, before=USERS_ALLOCATION)

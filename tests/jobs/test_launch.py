@@ -93,7 +93,7 @@ def test_an_interrupted_wait_ends_the_workers(tmp_path):
 
 
 def test_ranks_of_an_enclosing_step_do_not_divide_the_work(tmp_path, monkeypatch):
-    step = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "3", "SLURM_STEP_NUM_NODES": "1"}
+    step = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "3", "SLURM_STEP_TASKS_PER_NODE": "4"}
     for name, value in {**step, "SLURM_NODEID": "0"}.items():
         monkeypatch.setenv(name, value)
     prepared = prepare(tmp_path)

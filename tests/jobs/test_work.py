@@ -14,7 +14,7 @@ from ldm.errors import ConfigError, RunError
 from tests.jobs.support import FakeModel, prepare
 
 CARD_VARIABLES = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
-STEP = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES", "SLURM_NODEID")
+STEP = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID")
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def model(monkeypatch):
 
 
 def step(environ, rank, tasks, nodes=1, node=0):
-    environ.update(zip(STEP, map(str, (rank, tasks, rank % (tasks // nodes), nodes, node))))
+    environ.update(zip(STEP, map(str, (rank, tasks, rank % (tasks // nodes), f"{tasks // nodes}(x{nodes})", node))))
     environ.update(SLURM_JOB_ID="12", SLURMD_NODENAME="dcu1")
 
 
@@ -126,7 +126,10 @@ def test_fewer_processes_than_cards_are_told(tmp_path, model, environ, monkeypat
     monkeypatch.setattr(module, "allocated_cards", lambda environ: ["0", "1", "2", "3"])
     step(environ, rank=0, tasks=1)
     assert work(prepare(tmp_path).run) == 0
-    assert "4 cards and 1 processes: start one a card, as with srun --ntasks=4, to use all" in caplog.text
+    assert (
+        "4 cards and 1 processes: start one a card, as with srun --ntasks=4 --ntasks-per-node=4, to use all"
+        in caplog.text
+    )
 
 
 def test_cards_that_a_job_was_given_are_used_or_it_ends(tmp_path, model, environ, monkeypatch):
@@ -173,4 +176,4 @@ def test_a_kernel_cache_that_the_site_has_set_stays(tmp_path, model, environ):
 
 
 def test_a_place_of_its_own_is_what_a_lone_process_has():
-    assert Place() == Place(rank=0, processes=1, local_rank=0, nodes=1, node=0)
+    assert Place() == Place(rank=0, processes=1, local_rank=0, node=0, tasks=(1,))
