@@ -28,6 +28,9 @@ COMMAND_SECONDS = 60
 RETRY_SECONDS = (2.0, 10.0, 30.0)
 KEPT_VARIABLES = ("SLURM_CONF",)
 CARD_VARIABLES = (HIP, CUDA, ROCR, "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK")
+CARD_LINE = re.compile(r"\bNodes=(\S+) .*?\bGRES(?:_IDX)?=(\S+)")
+RESOURCE = re.compile(r"([^\s,()]+)\(IDX:([0-9,-]+)\)")
+GIVEN = re.compile(r"\b(?:GRES|GRES_IDX|Gres|TresPerNode)=(?!\(null\))(\S+)")
 # What submitit counts with, so that it wants them as numbers of its own; and what it writes whatever one says.
 COUNTED_DIRECTIVES = ("nodes", "ntasks-per-node", "time")
 FIXED_DIRECTIVES = (*COUNTED_DIRECTIVES, "open-mode", "output", "signal")
@@ -56,8 +59,10 @@ def run_command(command: Sequence[str]) -> str:
     return done.stdout.decode("utf-8", "replace")
 
 
-def allocated_cards(environ: Mapping[str, str], run: RunCommand = run_command) -> Optional[List[str]]:
-    """The numbers of the cards that Slurm gave this job on this node, None where it does not say.
+def allocated_cards(
+    environ: Mapping[str, str], gres: Optional[str] = None, run: RunCommand = run_command
+) -> Optional[List[str]]:
+    """The numbers of the cards, `gres` if there are others, that Slurm gave this job on this node; None: not said.
 
     A generic GRES such as `dcu` sets no variable; the controller alone knows which cards are the job's. One that never
     answers is a SchedulerError: to count from 0 could take the cards of another job.
@@ -67,9 +72,13 @@ def allocated_cards(environ: Mapping[str, str], run: RunCommand = run_command) -
         return None
     try:
         text = _insist(run, ["scontrol", "show", "job", "-d", job])
-        for nodes, cards in parse_card_lines(text):
+        for nodes, cards in parse_card_lines(text, gres):
             if node in _insist(run, ["scontrol", "show", "hostnames", nodes]).split():
                 return cards
+        given = GIVEN.search(text)
+        if given:
+            log.warning("Slurm gave this job %s and no numbers of its cards on %s, so they are counted from 0; name "
+                        "them with %s=0,1 if others use this node", given.group(1), node, HIP)  # fmt: skip
     except NotInstalledError as error:
         log.warning("Slurm does not say which cards are this job's, so they are counted from 0: %s", error)
     except SchedulerError as error:
@@ -98,12 +107,20 @@ def job_of(environ: Mapping[str, str]) -> Optional[str]:
     return environ.get("SLURM_JOB_ID")
 
 
-def parse_card_lines(text: str) -> List[Tuple[str, List[str]]]:
+def parse_card_lines(text: str, gres: Optional[str] = None) -> List[Tuple[str, List[str]]]:
     """The groups of nodes in `scontrol show job -d`, each with its cards, from lines such as
-    `Nodes=dcu[1-2] CPU_IDs=0-7 Mem=16384 GRES=dcu:2(IDX:0,2-3)`.
+    `Nodes=dcu[1-2] CPU_IDs=0-7 Mem=16384 GRES=dcu:2(IDX:0,2-3)`, or `GRES_IDX=dcu(IDX:0,2-3)` of an older Slurm.
+
+    Of several resources on a line the cards are those called `gres`, such as dcu or gpu:a100, else the first.
     """
-    found = re.findall(r"\bNodes=(\S+) .*?\bGRES=\S*?\(IDX:([0-9,-]+)\)", text)
-    return [(nodes, [str(card) for card in parse_ranges(numbers)]) for nodes, numbers in found]
+    lines = [(nodes, RESOURCE.findall(given)) for nodes, given in CARD_LINE.findall(text)]
+    return [(nodes, _numbers_of(resources, gres)) for nodes, resources in lines if resources]
+
+
+def _numbers_of(resources: Sequence[Tuple[str, str]], gres: Optional[str]) -> List[str]:
+    """The numbers of the resource that is called `gres`, else of the first."""
+    asked = [numbers for name, numbers in resources if gres and f"{name}:".startswith(f"{gres}:")]
+    return [str(card) for numbers in asked or [resources[0][1]] for card in parse_ranges(numbers)]
 
 
 @contextlib.contextmanager

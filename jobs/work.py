@@ -12,7 +12,7 @@ import os
 import tempfile
 from typing import Iterator, List, MutableMapping, Optional, Sequence, Tuple
 
-from jobs.config import read_settings
+from jobs.config import Settings, read_settings
 from jobs.place import Place, find_place, share, take_card, with_a_card, worker_name
 from jobs.records import is_complete
 from jobs.rehearsal import REHEARSAL
@@ -36,12 +36,12 @@ def work(
     `part` (K, N) leaves one of N parts to the processes started together here, who share it among themselves.
     """
     info = run.info()
-    spec = read_settings(words, info.settings).spec
+    settings = read_settings(words, info.settings)
     environ = os.environ
-    place, device = _take_place(find_place(environ), spec.device, environ)
+    place, device = _take_place(find_place(environ), settings, environ)
     if place is None:
         return 0
-    spec = dataclasses.replace(spec, device=device)
+    spec = dataclasses.replace(settings.spec, device=device)
     own = _own_shards(info, shards, place, part)
     todo = [shard for shard in own if not is_complete(run.records_path(shard), shard_files(run, info, shard))]
     log.info("process %d of %d: %d of its %d shards to do", place.rank, place.processes, len(todo), len(own))
@@ -66,14 +66,15 @@ def load_generate(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
     return load(info, spec)
 
 
-def _take_place(place: Place, device: str, environ: MutableMapping[str, str]) -> Tuple[Optional[Place], str]:
+def _take_place(place: Place, settings: Settings, environ: MutableMapping[str, str]) -> Tuple[Optional[Place], str]:
     """Bind the process to its card; no place if the node has more processes than cards and this one goes without.
 
     Where Slurm gave the job cards, `auto` means one of them: the CPU must not take over in silence.
     """
+    device = settings.spec.device
     if device == "cpu":
         return place, device
-    allocated = allocated_cards(environ) if listed_cards(environ) is None else None
+    allocated = allocated_cards(environ, settings.profile.gres) if listed_cards(environ) is None else None
     listed = listed_cards(environ) or allocated or ()
     settled = with_a_card(place, len(listed)) if listed else place
     if settled is None:

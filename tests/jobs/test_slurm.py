@@ -35,6 +35,8 @@ SHOW_JOB = """JobId=12 ArrayJobId=12 ArrayTaskId=2 JobName=prompts-20240223
         ),
         ("     Nodes=e01r1n05 CPU_IDs=0-31 Mem=110000 GRES=dcu:Hygon:4(IDX:0-3)", [("e01r1n05", ["0", "1", "2", "3"])]),
         ("     Nodes=gpu1 CPU_IDs=0 Mem=2048 GRES=gpu:a100:1(IDX:3)", [("gpu1", ["3"])]),
+        ("     Nodes=dcu1 CPU_IDs=0-7 Mem=16384 GRES_IDX=dcu(IDX:0,2-3,5)", [("dcu1", ["0", "2", "3", "5"])]),
+        ("     Nodes=dcu1 CPU_IDs=0 Mem=2048 GRES=dcu:2(IDX:2-3),nvme:1(IDX:0)", [("dcu1", ["2", "3"])]),
         ("     Nodes=dcu1 CPU_IDs=0 Mem=2048 GRES=", []),
         ("     Nodes=dcu1 CPU_IDs=0 Mem=2048 GRES=dcu:2(CNT:2)", []),
         ("", []),
@@ -42,6 +44,22 @@ SHOW_JOB = """JobId=12 ArrayJobId=12 ArrayTaskId=2 JobName=prompts-20240223
 )
 def test_the_cards_of_a_job_are_read_for_each_group_of_nodes(text, cards):
     assert parse_card_lines(text) == cards
+
+
+@pytest.mark.parametrize(
+    ("given", "gres", "cards"),
+    [
+        ("GRES=nvme:1(IDX:0),dcu:2(IDX:2-3)", "dcu", ["2", "3"]),
+        ("GRES=nvme:1(IDX:0),dcu:Hygon:2(IDX:2-3)", "dcu", ["2", "3"]),
+        ("GRES=gpu:v100:1(IDX:0),gpu:a100:2(IDX:2-3)", "gpu:a100", ["2", "3"]),
+        ("GRES=gpu:v100:1(IDX:0),gpu:a100:2(IDX:2-3)", "gpu", ["0", "2", "3"]),
+        ("GRES_IDX=nvme(IDX:0),gpu(IDX:1,3)", "gpu", ["1", "3"]),
+        ("GRES=dcu:2(IDX:2-3),nvme:1(IDX:0)", "gpu", ["2", "3"]),
+        ("GRES=dcux:1(IDX:0),dcu:1(IDX:2)", "dcu", ["2"]),
+    ],
+)
+def test_of_several_resources_the_one_that_was_asked_for_counts(given, gres, cards):
+    assert parse_card_lines(f"     Nodes=dcu1 CPU_IDs=0 Mem=1 {given}", gres) == [("dcu1", cards)]
 
 
 def answers(*words: str) -> str:
@@ -56,7 +74,24 @@ def answers(*words: str) -> str:
 @pytest.mark.parametrize(("node", "cards"), [("dcu2", ["0", "1"]), ("dcu3", ["2", "3"]), ("dcu9", None)])
 def test_a_process_learns_the_cards_of_its_own_node(node, cards):
     environ = {"SLURM_JOB_ID": "12", "SLURMD_NODENAME": node}
-    assert allocated_cards(environ, lambda command: answers(*command)) == cards
+    assert allocated_cards(environ, run=lambda command: answers(*command)) == cards
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("   Nodes=dcu1 CPU_IDs=0 Mem=1 GRES=dcu:2(CNT:2)", "Slurm gave this job dcu:2(CNT:2) and no numbers"),
+        ("   Nodes=dcu1 CPU_IDs=0 Mem=1 GRES=\n   TresPerNode=gres:dcu:2", "Slurm gave this job gres:dcu:2 and no"),
+        ("   Nodes=dcu1 CPU_IDs=0 Mem=1\n   Gres=dcu:2 Reservation=(null)", "Slurm gave this job dcu:2 and no numbers"),
+        ("   Nodes=dcu1 CPU_IDs=0 Mem=1 GRES_IDX=\n   Gres=(null) Reservation=(null)", ""),
+        ("   Nodes=dcu1 CPU_IDs=0 Mem=1 GRES=", ""),
+    ],
+)
+def test_cards_without_numbers_are_counted_with_a_warning(caplog, text, said):
+    environ = {"SLURM_JOB_ID": "12", "SLURMD_NODENAME": "dcu1"}
+    assert allocated_cards(environ, run=lambda command: text) is None
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)
 
 
 @pytest.fixture
@@ -72,7 +107,7 @@ def test_outside_a_job_nobody_is_asked(environ):
     def must_not_run(command):
         raise AssertionError(command)
 
-    assert allocated_cards(environ, must_not_run) is None
+    assert allocated_cards(environ, run=must_not_run) is None
 
 
 def test_a_controller_that_never_answers_must_not_be_guessed_for(waits):
@@ -80,7 +115,7 @@ def test_a_controller_that_never_answers_must_not_be_guessed_for(waits):
         raise SchedulerError("scontrol gave no answer within 60 s")
 
     with pytest.raises(SchedulerError) as caught:
-        allocated_cards({"SLURM_JOB_ID": "12", "SLURMD_NODENAME": "dcu1"}, silent)
+        allocated_cards({"SLURM_JOB_ID": "12", "SLURMD_NODENAME": "dcu1"}, run=silent)
     assert str(caught.value) == (
         "cannot learn which cards are this job's: scontrol gave no answer within 60 s; "
         "name them with HIP_VISIBLE_DEVICES=0,1 or say device=cpu"
@@ -98,7 +133,7 @@ def test_a_controller_that_answers_late_is_waited_for(waits, late):
             raise SchedulerError("slurm_load_jobs error: Unable to contact slurm controller")
         return answers(*command)
 
-    assert allocated_cards({"SLURM_JOB_ID": "12", "SLURMD_NODENAME": "dcu2"}, busy) == ["0", "1"]
+    assert allocated_cards({"SLURM_JOB_ID": "12", "SLURMD_NODENAME": "dcu2"}, run=busy) == ["0", "1"]
     assert len(waits) == late
 
 

@@ -109,7 +109,7 @@ def test_how_it_works_may_differ_from_the_plan_and_what_is_made_may_not(tmp_path
 
 
 def test_of_sixteen_processes_on_two_cards_two_work(tmp_path, model, environ, monkeypatch, caplog):
-    monkeypatch.setattr(module, "allocated_cards", lambda environ: ["2", "3"])
+    monkeypatch.setattr(module, "allocated_cards", lambda environ, gres: ["2", "3"])
     prepared = prepare(tmp_path)
     caplog.set_level("INFO")
     step(environ, rank=5, tasks=16)
@@ -123,7 +123,7 @@ def test_of_sixteen_processes_on_two_cards_two_work(tmp_path, model, environ, mo
 
 
 def test_fewer_processes_than_cards_are_told(tmp_path, model, environ, monkeypatch, caplog):
-    monkeypatch.setattr(module, "allocated_cards", lambda environ: ["0", "1", "2", "3"])
+    monkeypatch.setattr(module, "allocated_cards", lambda environ, gres: ["0", "1", "2", "3"])
     step(environ, rank=0, tasks=1)
     assert work(prepare(tmp_path).run) == 0
     assert (
@@ -133,7 +133,7 @@ def test_fewer_processes_than_cards_are_told(tmp_path, model, environ, monkeypat
 
 
 def test_cards_that_a_job_was_given_are_used_or_it_ends(tmp_path, model, environ, monkeypatch):
-    monkeypatch.setattr(module, "allocated_cards", lambda environ: ["0"])
+    monkeypatch.setattr(module, "allocated_cards", lambda environ, gres: ["0"])
     step(environ, rank=0, tasks=1)
     prepared = prepare(tmp_path)
     work(prepared.run)
@@ -143,7 +143,7 @@ def test_cards_that_a_job_was_given_are_used_or_it_ends(tmp_path, model, environ
 
 
 def test_on_the_cpu_nobody_needs_a_card(tmp_path, model, environ, monkeypatch):
-    def must_not_ask(environ):
+    def must_not_ask(environ, gres):
         raise AssertionError("asked for cards")
 
     monkeypatch.setattr(module, "allocated_cards", must_not_ask)
