@@ -65,9 +65,6 @@ def prepare_run(prompts: Path, settings: Settings, now: Optional[datetime.dateti
     outputs = Path(spec.outputs).expanduser()
     with drafted(outputs, name) as draft:
         totals = _write_plan(draft / "plan.jsonl", prompts, spec, model)
-        for run in find_runs(outputs, name):
-            if plan_id_of(run) == totals.plan_id:
-                return Prepared(run, run.info(), resumed=True)
         info = RunInfo(
             plan=totals,
             created=now.isoformat(timespec="seconds"),
@@ -77,8 +74,13 @@ def prepare_run(prompts: Path, settings: Settings, now: Optional[datetime.dateti
             versions=versions(),
             commit=commit(),
         )
+        for run in find_runs(outputs, name):
+            if plan_id_of(run) == totals.plan_id:
+                return Prepared(run, run.info(), resumed=True)
         write_info(draft, info)
-        return Prepared(publish(draft, name, now.date()), info, resumed=False)
+        run = publish(draft, name, now.date())
+        resumed = draft.exists()  # it was not renamed: the same command, given twice at once, was quicker elsewhere
+        return Prepared(run, run.info() if resumed else info, resumed)
 
 
 def name_from(prompts: Path) -> str:

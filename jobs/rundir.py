@@ -150,21 +150,30 @@ def drafted(outputs: Path, name: str) -> Iterator[Path]:
 
 
 def publish(draft: Path, name: str, today: datetime.date) -> RunDir:
-    """Give a finished draft the first free name of the day."""
+    """Give a finished draft the first free name of the day; the run there if one of the same plan has taken a name."""
+    plan_id = plan_id_of(RunDir(draft))
     number = 1
     while True:
         path = draft.parent / f"{name}-{today:%Y%m%d}{f'-{number}' if number > 1 else ''}"
         number += 1
+        if _renamed(draft, path):
+            return RunDir(path)
+        if plan_id is not None and plan_id_of(RunDir(path)) == plan_id:
+            return RunDir(path)
+
+
+def _renamed(draft: Path, path: Path) -> bool:
+    """Give the draft its name unless the name is taken, by an empty folder too, which a rename would replace."""
+    with naming(path):
         if path.exists():
-            continue
+            return False
         try:
             os.rename(draft, path)
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-                continue
-            with naming(path):
-                raise
-        return RunDir(path)
+                return False
+            raise
+    return True
 
 
 def write_info(folder: Path, info: RunInfo) -> None:

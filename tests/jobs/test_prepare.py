@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,39 @@ def test_of_several_runs_the_one_with_the_plan_is_resumed(tmp_path):
     first, second = prepare(tmp_path), prepare(tmp_path, "steps=2")
     assert prepare(tmp_path).run.path == first.run.path
     assert prepare(tmp_path, "steps=2").run.path == second.run.path
+
+
+SUBMIT_AT_ONCE = """
+import sys, time
+from pathlib import Path
+from jobs import prepare
+from tests.jobs.support import prepare as prepare_run
+
+folder, me = Path(sys.argv[1]), sys.argv[2]
+real = prepare.find_runs
+
+def find_runs_together(outputs, name):
+    found = real(outputs, name)
+    (folder / f"looked-{me}").touch()
+    while len(list(folder.glob("looked-*"))) < 3:
+        time.sleep(0.005)
+    return found
+
+prepare.find_runs = find_runs_together
+prepared = prepare_run(folder)
+print(prepared.run.path.name, prepared.resumed, prepared.info == prepared.run.info())
+"""
+
+
+def test_of_submits_at_once_one_makes_the_run_and_the_others_resume_it(tmp_path):
+    """Three processes that all have looked for a run and found none before any of them makes it."""
+    command = [sys.executable, "-c", SUBMIT_AT_ONCE, str(tmp_path)]
+    submits = [
+        subprocess.Popen([*command, str(me)], cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True) for me in range(3)
+    ]
+    said = sorted(submit.communicate(timeout=120)[0].strip() for submit in submits)
+    assert said == ["prompts-20240223 False True", "prompts-20240223 True True", "prompts-20240223 True True"]
+    assert entries(tmp_path / "outputs") == ["prompts-20240223"]
 
 
 def test_a_folder_that_only_has_the_name_of_a_run_is_not_in_the_way(tmp_path):

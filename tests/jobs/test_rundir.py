@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,15 @@ def test_a_name_taken_at_the_last_moment_is_stepped_over(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "exists", lambda path: False)
     with drafted(tmp_path, "a") as draft:
         assert publish(draft, "a", DAY).path.name == "a-20240223-2"
+
+
+def test_a_name_that_the_same_plan_took_meanwhile_is_its_run(tmp_path):
+    run = prepare(tmp_path).run
+    for name, found in [("same", "prompts-20240223"), ("other", "prompts-20240223-2")]:
+        with drafted(run.path.parent, "prompts") as draft:
+            text = run.info_path.read_text()
+            (draft / "run.yaml").write_text(text if name == "same" else re.sub("plan_id: .{8}", "plan_id: 00000000", text))
+            assert publish(draft, "prompts", DAY).path.name == found
 
 
 def test_runs_are_found_newest_first_and_by_their_whole_name(tmp_path):
