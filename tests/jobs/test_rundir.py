@@ -116,7 +116,9 @@ def test_a_name_that_the_same_plan_took_meanwhile_is_its_run(tmp_path):
     for name, found in [("same", "prompts-20240223"), ("other", "prompts-20240223-2")]:
         with drafted(run.path.parent, "prompts") as draft:
             text = run.info_path.read_text()
-            (draft / "run.yaml").write_text(text if name == "same" else re.sub("plan_id: .{8}", "plan_id: 00000000", text))
+            (draft / "run.yaml").write_text(
+                text if name == "same" else re.sub("plan_id: .{8}", "plan_id: 00000000", text)
+            )
             assert publish(draft, "prompts", DAY).path.name == found
 
 
