@@ -5,7 +5,7 @@
     {"shard":0,"done":true,"made":99,"flagged":2,"failed":1,"sessions":[...]}               the ShardSummary
 
 The file is always replaced as a whole, so readers see every line of it. A shard has one worker; if a lost one comes
-back beside its successor, each keeps what the other wrote. A line that cannot be read counts as not written.
+back beside its successor, each keeps what it has seen of the other's. A line that cannot be read counts as not written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from jobs.spec import Shard
 from ldm.errors import RunError
@@ -78,12 +78,18 @@ class RecordBook:
         self._session = Session(worker=worker, device=device, started=clock(), updated=clock(), made=0)
         self._own = ShardRecords()
         self._flushed = 0.0
-        self._remaking: Set[int] = set()
+        self._stale: Dict[int, ImageRecord] = {}
         self.known = read_records(path)
+        self._before = self.known.sessions
 
     def remake(self, indices: Iterable[int]) -> None:
-        """Forget the records of pictures whose files are gone, until they are made again."""
-        self._remaking.update(indices)
+        """Forget the records that are known of these pictures, for instance as their files are gone."""
+        self._stale = {index: self.known.images.pop(index) for index in indices if index in self.known.images}
+
+    def companions(self) -> List[str]:
+        """The other workers that have written here since this book was opened, as far as it has seen."""
+        new = [session for session in self.known.sessions if session not in self._before]
+        return [session.worker for session in new if session.worker != self._session.worker]
 
     def add(self, record: ImageRecord) -> None:
         self._own.images[record.index] = record
@@ -100,8 +106,10 @@ class RecordBook:
         self._flushed = now
         self._session = dataclasses.replace(self._session, updated=now)
         there = read_records(self._path)
-        for index in self._remaking:
-            there.images.pop(index, None)
+        there.images = {**self.known.images, **there.images}
+        for index, record in self._stale.items():
+            if there.images.get(index) == record:
+                del there.images[index]
         self.known = _merged(there, self._own, self._session)
         summary = _summary(self._shard, self.known)
         lines = [

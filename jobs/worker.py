@@ -52,8 +52,10 @@ def run_shard(shard: Shard, run: RunDir, generate: Generate, worker: Worker) -> 
     todo = missing_images(shard, run, book)
     book.remake(image.index for image in todo)
     log.info("shard %d: %d of %d pictures to make", shard.index, len(todo), len(shard.images))
-    for batch in batches(todo, worker.batch_size):
-        for image, result in _outcomes(batch, generate):
+    waiting = list(batches(todo, worker.batch_size))
+    while waiting:
+        batch = _still_missing(waiting.pop(_next(book, worker)), run, book)
+        for image, result in _outcomes(batch, generate) if batch else ():
             if isinstance(result, Picture):
                 book.add(_keep(image, result, run, worker))
             else:
@@ -63,6 +65,16 @@ def run_shard(shard: Shard, run: RunDir, generate: Generate, worker: Worker) -> 
     summary = book.flush(at_once=True)
     assert summary is not None  # for the type checker: at_once always writes
     return summary
+
+
+def _still_missing(batch: Sequence[PlannedImage], run: RunDir, book: RecordBook) -> List[PlannedImage]:
+    """Without what another worker of this shard has made and recorded meanwhile."""
+    return [image for image in batch if not _is_made(book.known.images.get(image.index), image, run)]
+
+
+def _next(book: RecordBook, worker: Worker) -> int:
+    """Which of the waiting batches is next: of two workers one comes from the end, so that they meet and not race."""
+    return -1 if any(name < worker.name for name in book.companions()) else 0
 
 
 def missing_images(shard: Shard, run: RunDir, book: RecordBook) -> List[PlannedImage]:

@@ -145,6 +145,45 @@ def test_a_picture_to_be_remade_counts_as_missing_until_then(path):
     assert (summary.done, summary.made) == (True, 3)
 
 
+def test_a_picture_that_is_remade_by_another_worker_counts(path):
+    writing = book(path)
+    for index in range(3):
+        writing.add(record(index))
+    writing.flush(at_once=True)
+    first, second = book(path, "two"), book(path, "three")
+    first.remake([1])
+    second.remake([1])
+    second.add(record(1, worker="three"))
+    second.flush(at_once=True)
+    first.flush(at_once=True)
+    assert first.known.images[1].worker == "three"
+
+
+def test_a_record_once_seen_outlives_a_third_worker_that_has_not_seen_it(path):
+    first, second = book(path), book(path, "two")
+    second.add(record(2, worker="two"))
+    second.flush(at_once=True)
+    first.flush(at_once=True)
+    path.unlink()
+    book(path, "three").flush(at_once=True)
+    first.flush(at_once=True)
+    assert read_records(path).images == {2: record(2, worker="two")}
+
+
+def test_companions_are_those_who_write_beside_and_not_those_who_wrote_before(path):
+    earlier = book(path, "earlier")
+    earlier.flush(at_once=True)
+    own = book(path, "own")
+    own.flush(at_once=True)
+    assert own.companions() == []
+    book(path, "other").flush(at_once=True)
+    own.flush(at_once=True)
+    assert own.companions() == ["other"]
+    earlier.flush(at_once=True)
+    own.flush(at_once=True)
+    assert sorted(own.companions()) == ["earlier", "other"]
+
+
 @pytest.mark.parametrize("keep", range(0, 700, 50))
 def test_a_file_cut_anywhere_loses_lines_but_never_reads_wrong(path, keep):
     writing = book(path)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -153,6 +154,60 @@ def test_of_two_workers_the_first_file_stays_and_both_records_describe_it(run):
     run_shard(run.shard(0), run, FakeModel(), ONE)
     assert path.read_bytes() == b"made on another card, so not byte for byte the same"
     assert read_records(run.records_path(0)).images[0].sha256 == sha256(path.read_bytes())
+
+
+def test_what_another_worker_makes_meanwhile_is_not_made_again(run):
+    model, twin = FakeModel(), FakeModel()
+
+    def generate(requests):
+        if not twin.batches:
+            run_shard(run.shard(0), run, twin, Worker("two", "fake", batch_size=2))
+        return model(requests)
+
+    summary = run_shard(run.shard(0), run, generate, ONE)
+    assert (summary.done, summary.made) == (True, 6)
+    assert model.batches == [["picture number 0", "picture number 1"]]
+    assert [session.made for session in summary.sessions] == [6, 2]
+    assert files(run) == expected(run)
+
+
+def test_a_picture_that_another_worker_recorded_and_whose_file_went_is_made(run):
+    model, twin = FakeModel(), FakeModel()
+
+    def generate(requests):
+        if not twin.batches:
+            run_shard(run.shard(0), run, twin, Worker("two", "fake", batch_size=2))
+            (run.path / "samples/000/000005.png").unlink()
+        return model(requests)
+
+    assert run_shard(run.shard(0), run, generate, ONE).done
+    assert model.batches == [["picture number 0", "picture number 1"], ["picture number 5"]]
+    assert files(run) == expected(run)
+
+
+def test_two_workers_of_a_shard_meet_instead_of_making_everything_twice(tmp_path, monkeypatch):
+    """Each batch takes 20 ms; side by side in the same order, the two would make 120 pictures of 60."""
+    monkeypatch.setattr("jobs.records.FLUSH_SECONDS", 0.0)
+    run = prepare(tmp_path, "images_per_shard=60", count=60).run
+    models = {name: FakeModel() for name in ("one", "two")}
+
+    def make(name: str) -> None:
+        def generate(requests):
+            time.sleep(0.02)
+            return models[name](requests)
+
+        run_shard(run.shard(0), run, generate, Worker(name, "fake", batch_size=2))
+
+    workers = [threading.Thread(target=make, args=(name,)) for name in models]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    summary = read_summary(run.records_path(0))
+    assert summary is not None
+    assert (summary.done, summary.made) == (True, 60)
+    assert files(run) == expected(run)
+    assert sum(len(batch) for model in models.values() for batch in model.batches) < 90
 
 
 def test_a_full_disk_ends_the_worker_and_leaves_whole_files(run, monkeypatch):
