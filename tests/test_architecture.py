@@ -28,8 +28,6 @@ FACADES = {
     "ldm/models/diffusion/ddpm.py:LatentDiffusion.__init__",
     "ldm/models/diffusion/sampler.py:Sampler.sample",
     "ldm/modules/attention.py:SpatialTransformer.__init__",
-    "ldm/modules/diffusionmodules/model.py:Decoder.__init__",
-    "ldm/modules/diffusionmodules/model.py:Encoder.__init__",
     "ldm/modules/diffusionmodules/openaimodel.py:ResBlock.__init__",
     "ldm/modules/diffusionmodules/openaimodel.py:UNetModel.__init__",
 }

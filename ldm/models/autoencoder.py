@@ -6,7 +6,7 @@ from typing import Any, Mapping, Optional, Sequence, Tuple
 
 from torch import Tensor, nn
 
-from ldm.modules.diffusionmodules.model import Decoder, Encoder
+from ldm.modules.diffusionmodules.model import Decoder, Encoder, FirstStageDimensions
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.util import refuse_unknown_params
 
@@ -30,13 +30,10 @@ class AutoencoderKL(nn.Module):
         monitor: Optional[str] = None,
     ) -> None:
         super().__init__()
-        dims = dict(ddconfig)
-        refuse_unknown_params("ddconfig", Decoder, dims)
-        self.decoder = Decoder(**dims)
-        dims.pop("tanh_out", None)
-        self.encoder = Encoder(**dims)
-        self.quant_conv = nn.Conv2d(2 * dims["z_channels"], 2 * embed_dim, 1)
-        self.post_quant_conv = nn.Conv2d(embed_dim, dims["z_channels"], 1)
+        refuse_unknown_params("ddconfig", FirstStageDimensions, ddconfig)
+        self.encoder, self.decoder = Encoder(**ddconfig), Decoder(**ddconfig)
+        self.quant_conv = nn.Conv2d(2 * ddconfig["z_channels"], 2 * embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
         self.embed_dim = embed_dim
         self.factor = 2 ** (len(self.decoder.up) - 1)
 

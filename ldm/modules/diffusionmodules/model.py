@@ -5,7 +5,8 @@ Each level but the last halves (doubles) the size. Module names are the names of
 
 from __future__ import annotations
 
-from typing import List, Optional, Sequence
+from dataclasses import dataclass
+from typing import Any, List, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -84,46 +85,50 @@ def make_attn(channels: int, attn_type: str, groups: int) -> nn.Module:
     raise ConfigError(f"ddconfig attn_type must be 'vanilla' or 'none', got {attn_type!r}")
 
 
-class Encoder(nn.Module):
-    """Image (B,in_channels,H,W) to moments (B,2*z_channels,h,w). Parameters as the schema's `ddconfig` names them.
+@dataclass(frozen=True)
+class FirstStageDimensions:
+    """The schema's `ddconfig`, one for both halves.
 
     `norm_groups` is not in the schema: with fewer than 64 channels its 32 groups would have one channel each, and
     normalise away how bright and what colour a plain picture is.
     """
 
-    def __init__(
-        self,
-        *,
-        ch: int,
-        out_ch: int,
-        num_res_blocks: int,
-        in_channels: int,
-        z_channels: int,
-        resolution: int,
-        attn_resolutions: Sequence[int] = (),
-        ch_mult: Sequence[int] = (1, 2, 4, 8),
-        dropout: float = 0.0,
-        resamp_with_conv: bool = True,
-        double_z: bool = True,
-        attn_type: str = "vanilla",
-        norm_groups: int = 32,
-    ) -> None:
+    ch: int
+    out_ch: int
+    num_res_blocks: int
+    in_channels: int
+    z_channels: int
+    resolution: int
+    attn_resolutions: Sequence[int] = ()
+    ch_mult: Sequence[int] = (1, 2, 4, 8)
+    dropout: float = 0.0
+    resamp_with_conv: bool = True
+    double_z: bool = True
+    attn_type: str = "vanilla"
+    tanh_out: bool = False
+    norm_groups: int = 32
+
+
+class Encoder(nn.Module):
+    """Image (B,in_channels,H,W) to moments (B,2*z_channels,h,w). Parameters: `FirstStageDimensions`."""
+
+    def __init__(self, **ddconfig: Any) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        dims = FirstStageDimensions(**ddconfig)
+        self.conv_in = nn.Conv2d(dims.in_channels, dims.ch, 3, padding=1)
         self.down = nn.ModuleList()
-        channels = ch
-        for level, mult in enumerate(ch_mult):
-            attends = resolution // 2**level in attn_resolutions
-            stage = _Stage(dropout, norm_groups)
-            for _ in range(num_res_blocks):
-                stage.append(channels, ch * mult, attn_type if attends else None)
-                channels = ch * mult
-            if level != len(ch_mult) - 1:
-                stage.downsample = Downsample(channels, with_conv=resamp_with_conv)
+        channels = dims.ch
+        for level, mult in enumerate(dims.ch_mult):
+            stage = _Stage(dims, level)
+            for _ in range(dims.num_res_blocks):
+                stage.append(channels, dims.ch * mult)
+                channels = dims.ch * mult
+            if level != len(dims.ch_mult) - 1:
+                stage.downsample = Downsample(channels, with_conv=dims.resamp_with_conv)
             self.down.append(stage)
-        self.mid = _Middle(channels, dropout, attn_type, norm_groups)
-        self.norm_out = _norm(channels, norm_groups)
-        self.conv_out = nn.Conv2d(channels, 2 * z_channels if double_z else z_channels, 3, padding=1)
+        self.mid = _Middle(channels, dims)
+        self.norm_out = _norm(channels, dims.norm_groups)
+        self.conv_out = nn.Conv2d(channels, 2 * dims.z_channels if dims.double_z else dims.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
@@ -135,44 +140,27 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (B,z_channels,h,w) to image (B,out_ch,H,W). Parameters as the schema's `ddconfig` names them."""
+    """Latent (B,z_channels,h,w) to image (B,out_ch,H,W). Parameters: `FirstStageDimensions`."""
 
-    def __init__(
-        self,
-        *,
-        ch: int,
-        out_ch: int,
-        num_res_blocks: int,
-        in_channels: int,
-        z_channels: int,
-        resolution: int,
-        attn_resolutions: Sequence[int] = (),
-        ch_mult: Sequence[int] = (1, 2, 4, 8),
-        dropout: float = 0.0,
-        resamp_with_conv: bool = True,
-        double_z: bool = True,
-        attn_type: str = "vanilla",
-        norm_groups: int = 32,
-        tanh_out: bool = False,
-    ) -> None:
+    def __init__(self, **ddconfig: Any) -> None:
         super().__init__()
-        self.tanh_out = tanh_out
-        channels = ch * ch_mult[-1]
-        self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
-        self.mid = _Middle(channels, dropout, attn_type, norm_groups)
+        dims = FirstStageDimensions(**ddconfig)
+        self.tanh_out = dims.tanh_out
+        channels = dims.ch * dims.ch_mult[-1]
+        self.conv_in = nn.Conv2d(dims.z_channels, channels, 3, padding=1)
+        self.mid = _Middle(channels, dims)
         stages: List[_Stage] = []
-        for level, mult in reversed(list(enumerate(ch_mult))):
-            attends = resolution // 2**level in attn_resolutions
-            stage = _Stage(dropout, norm_groups)
-            for _ in range(num_res_blocks + 1):
-                stage.append(channels, ch * mult, attn_type if attends else None)
-                channels = ch * mult
+        for level, mult in reversed(list(enumerate(dims.ch_mult))):
+            stage = _Stage(dims, level)
+            for _ in range(dims.num_res_blocks + 1):
+                stage.append(channels, dims.ch * mult)
+                channels = dims.ch * mult
             if level:
-                stage.upsample = Upsample(channels, with_conv=resamp_with_conv)
+                stage.upsample = Upsample(channels, with_conv=dims.resamp_with_conv)
             stages.insert(0, stage)
         self.up = nn.ModuleList(stages)
-        self.norm_out = _norm(channels, norm_groups)
-        self.conv_out = nn.Conv2d(channels, out_ch, 3, padding=1)
+        self.norm_out = _norm(channels, dims.norm_groups)
+        self.conv_out = nn.Conv2d(channels, dims.out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
@@ -187,34 +175,43 @@ class Decoder(nn.Module):
 class _Stage(nn.Module):
     """One level: residual blocks, each followed by attention if the level has it."""
 
-    def __init__(self, dropout: float, groups: int) -> None:
+    def __init__(self, dims: FirstStageDimensions, level: int) -> None:
         super().__init__()
-        self.dropout, self.groups = dropout, groups
+        self.dims = dims
+        self.attends = dims.resolution // 2**level in dims.attn_resolutions
         self.block = nn.ModuleList()
         self.attn = nn.ModuleList()
 
-    def append(self, channels: int, out_channels: int, attn_type: Optional[str]) -> None:
-        self.block.append(ResnetBlock(channels, out_channels, dropout=self.dropout, groups=self.groups))
-        if attn_type is not None:
-            self.attn.append(make_attn(out_channels, attn_type, self.groups))
+    def append(self, channels: int, out_channels: int) -> None:
+        self.block.append(_resnet_block(channels, out_channels, self.dims))
+        if self.attends:
+            self.attn.append(_attention(out_channels, self.dims))
 
     def forward(self, h: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
             h = block(h)
-            if len(self.attn):
+            if self.attends:
                 h = self.attn[i](h)
         return h
 
 
 class _Middle(nn.Module):
-    def __init__(self, channels: int, dropout: float, attn_type: str, groups: int) -> None:
+    def __init__(self, channels: int, dims: FirstStageDimensions) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, dropout=dropout, groups=groups)
-        self.attn_1 = make_attn(channels, attn_type, groups)
-        self.block_2 = ResnetBlock(channels, channels, dropout=dropout, groups=groups)
+        self.block_1 = _resnet_block(channels, channels, dims)
+        self.attn_1 = _attention(channels, dims)
+        self.block_2 = _resnet_block(channels, channels, dims)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(h)))
+
+
+def _resnet_block(channels: int, out_channels: int, dims: FirstStageDimensions) -> ResnetBlock:
+    return ResnetBlock(channels, out_channels, dropout=dims.dropout, groups=dims.norm_groups)
+
+
+def _attention(channels: int, dims: FirstStageDimensions) -> nn.Module:
+    return make_attn(channels, dims.attn_type, dims.norm_groups)
 
 
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
