@@ -9,11 +9,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from typing import Any, Mapping
+from typing import Any, Dict, Mapping
 
 from ldm.errors import ConfigError
 
 PLACEHOLDERS = ("__is_first_stage__", "__is_unconditional__")
+NODE_KEYS = ("target", "params", "base_learning_rate")
 
 
 def instantiate_from_config(config: Any) -> Any:
@@ -23,10 +24,25 @@ def instantiate_from_config(config: Any) -> Any:
     if not isinstance(config, Mapping) or "target" not in config:
         raise ConfigError(f"a config node must have the key 'target', got {config!r}")
     target = str(config["target"])
+    for key in config:
+        if key not in NODE_KEYS:
+            raise ConfigError(f"the config node of {target} must have only {', '.join(NODE_KEYS)}, got {key!r}")
     cls = get_obj_from_str(target)
-    params = dict(config.get("params") or {})
+    params = without_fixed(target, cls, config.get("params") or {})
     refuse_unknown_params(target, cls, params)
-    return cls(**params)
+    try:
+        return cls(**params)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{target} cannot be built from these params: {' '.join(str(error).split())}") from error
+
+
+def without_fixed(target: str, cls: type, params: Mapping[str, Any]) -> Dict[str, Any]:
+    """The params without those of the schema that may stand there but have one value here: `FIXED` of the class."""
+    fixed = getattr(cls, "FIXED", {})
+    for key in params:
+        if key in fixed and params[key] != fixed[key]:
+            raise ConfigError(f"{target} is built with {key}: {fixed[key]} only, got {params[key]!r}")
+    return {key: value for key, value in params.items() if key not in fixed}
 
 
 def get_obj_from_str(string: str, reload: bool = False) -> Any:

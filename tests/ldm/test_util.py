@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.errors import ConfigError
-from ldm.util import get_obj_from_str, instantiate_from_config
+from ldm.util import get_obj_from_str, instantiate_from_config, without_fixed
 
 
 def test_a_target_is_built_with_its_params() -> None:
@@ -54,6 +54,25 @@ def test_an_unknown_param_is_refused_with_the_nearest_known_one() -> None:
     node = {"target": "ldm.lr_scheduler.LambdaLinearScheduler", "params": {"warmup_steps": [1]}}
     with pytest.raises(ConfigError, match="has no parameter 'warmup_steps'; did you mean 'warm_up_steps'"):
         instantiate_from_config(node)
+
+
+def test_an_unknown_key_beside_target_and_params_is_refused() -> None:
+    node = {"target": "torch.nn.Identity", "parms": {"version": "x"}}
+    with pytest.raises(ConfigError, match=r"of torch\.nn\.Identity must have only target, params, .* got 'parms'"):
+        instantiate_from_config(node)
+
+
+def test_params_that_nothing_can_be_built_from_are_named_with_the_reason() -> None:
+    node = {"target": "torch.nn.GroupNorm", "params": {"num_groups": 32, "num_channels": 330}}
+    with pytest.raises(ConfigError, match=r"torch\.nn\.GroupNorm cannot be built from these params: .*divisible"):
+        instantiate_from_config(node)
+
+
+def test_what_the_schema_allows_and_nothing_needs_may_stand_with_its_one_value() -> None:
+    target = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
+    assert without_fixed(target, get_obj_from_str(target), {"dims": 2, "in_channels": 4}) == {"in_channels": 4}
+    with pytest.raises(ConfigError, match=rf"{target} is built with dims: 2 only, got 3"):
+        without_fixed(target, get_obj_from_str(target), {"dims": 3})
 
 
 def test_a_missing_param_is_named() -> None:

@@ -7,7 +7,7 @@ The names of its tensors are the names in an SD v1 checkpoint.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Iterator, List, Optional, Sequence, Union
+from typing import Any, ClassVar, Iterator, List, Mapping, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -53,7 +53,13 @@ class LatentDiffusion(nn.Module):
     """Parameters as the CompVis schema names them.
 
     Only `parameterization: eps` is built. Everything from `monitor` on belongs to training and is accepted by name.
+    `FIXED`: what may stand in a YAML with this value only.
     """
+
+    FIXED: ClassVar[Mapping[str, Any]] = {
+        "concat_mode": True, "cond_stage_forward": None, "learn_logvar": False, "logvar_init": 0.0,
+        "scale_by_std": False,
+    }  # fmt: skip
 
     betas: Tensor
     alphas_cumprod: Tensor

@@ -7,7 +7,7 @@ block opposite made on the way down. Module names are the names of the tensors i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, ClassVar, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -170,8 +170,14 @@ class UNetModel(nn.Module):
     `attention_resolutions` are factors of downsampling (1, 2, 4 ...) at which the text is attended to. `image_size`,
     `use_checkpoint` and `legacy` are accepted for the schema's sake and change nothing: any size runs, memory for
     gradients is not traded here, and head widths always follow from the channels, as in every config with text.
-    `norm_groups` is not in the schema: narrow networks need fewer groups.
+    `norm_groups` is not in the schema: narrow networks need fewer groups. `FIXED`: what may stand in a YAML with this
+    value only.
     """
+
+    FIXED: ClassVar[Mapping[str, Any]] = {
+        "dims": 2, "n_embed": None, "num_classes": None, "num_heads_upsample": -1, "use_fp16": False,
+        "use_new_attention_order": False,
+    }  # fmt: skip
 
     def __init__(
         self,
