@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from ldm.errors import ConfigError
 from ldm.inference.contents import StoredTensor, read_contents
-from ldm.inference.names import Match, UseEma, match_names
+from ldm.inference.files import sha256_of
+from ldm.inference.names import Match, match_names
 from ldm.inference.runtime import without_init
 from ldm.inference.tensors import TensorReader
-from ldm.inference.weightfile import file_sha256
+from ldm.inference.weightfile import UseEma
 from ldm.util import get_obj_from_str, instantiate_from_config
 
 log = logging.getLogger(__name__)
@@ -47,12 +48,18 @@ class LoadReport:
         """64 hex digits; the first call reads the whole file, seconds for each 4 GB."""
         return _sha256_once(self.file)
 
+    @property
+    def which_weights(self) -> str:
+        """Which of the file's weights were taken, in words."""
+        if self.uses_ema:
+            return "the averaged (EMA) weights"
+        return "the plain weights, its averaged (EMA) ones not used" if self.has_ema else "the plain weights"
+
     def __str__(self) -> str:
         step = "" if self.global_step is None else f", step {self.global_step:,}"
-        ema = "averaged (EMA) weights" if self.uses_ema else "plain weights"
-        unused = ", its averaged ones not used" if self.has_ema and not self.uses_ema else ""
         schedule = "from the file" if self.schedule_from_file else "from the config"
-        return f"{self.file}: {self.parameters / 1e6:,.1f} M parameters{step}; {ema}{unused}; noise schedule {schedule}"
+        size = f"{self.parameters / 1e6:,.1f} M parameters"
+        return f"{self.file}: {size}{step}; {self.which_weights}; noise schedule {schedule}"
 
 
 def load_model(
@@ -174,4 +181,4 @@ def _report(file: Path, global_step: int | None, match: Match, model: nn.Module)
     )
 
 
-_sha256_once = functools.lru_cache(maxsize=None)(file_sha256)
+_sha256_once = functools.lru_cache(maxsize=None)(sha256_of)

@@ -94,7 +94,7 @@ def _read_safetensors(path: Path, file: BinaryIO, size: int) -> Contents:
         raise cut_short(path, size, f"and its header alone ends at byte {start:,}")
     try:
         header = json.loads(file.read(length).decode("utf-8"))
-        metadata = header.pop("__metadata__", None) or {}
+        metadata = dict(header.pop("__metadata__", None) or {})
         tensors = {name: _safetensors_entry(entry, start) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(

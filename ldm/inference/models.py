@@ -6,6 +6,7 @@ No torch in here: a login node plans with it.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Sequence, Tuple
@@ -125,10 +126,14 @@ def find_files(entry: ModelEntry, *, config: Optional[str] = None, checkpoint: O
 def find_file(names: Sequence[str], *, folder: bool = False) -> Optional[Path]:
     """The first of `names` that is there; one below the working directory stays relative, as it was typed."""
     for name in names:
-        for path in (Path(name).expanduser(), PROJECT_ROOT / Path(name).expanduser()):
-            # A link that leads nowhere counts as found: who opens it can say so.
-            if path.is_dir() if folder else path.is_file() or path.is_symlink():
-                return path
+        typed = Path(os.path.expanduser(name))
+        for path in (typed, PROJECT_ROOT / typed):
+            try:
+                # A link that leads nowhere counts as found: who opens it can say so.
+                if path.is_dir() if folder else path.is_file() or path.is_symlink():
+                    return path
+            except OSError as error:
+                raise WeightsError(f"cannot look at {path}: {error.strerror}; see who may enter its folder") from error
     return None
 
 
@@ -142,13 +147,24 @@ def read_shape(config: Path) -> ModelShape:
     """What sizes the model of this YAML works on; ConfigError where the YAML does not say."""
     params = _subtree(_load_yaml(config), "model.params", config)
     first_stage = _subtree(params, "first_stage_config.params.ddconfig", config)
-    factor = 2 ** (len(_subtree(first_stage, "ch_mult", config)) - 1)
+    levels = _subtree(first_stage, "ch_mult", config)
+    if not isinstance(levels, list):
+        raise ConfigError(f"{config}: ch_mult must be a list, got {levels!r}")
+    factor = 2 ** (len(levels) - 1)
     return ModelShape(
-        channels=int(_subtree(params, "channels", config)),
+        channels=_number(params, "channels", config),
         factor=factor,
-        size=int(_subtree(params, "image_size", config)) * factor,
-        first_stage_size=int(_subtree(first_stage, "resolution", config)),
+        size=_number(params, "image_size", config) * factor,
+        first_stage_size=_number(first_stage, "resolution", config),
     )
+
+
+def tokenizer_folder(config: Path) -> Optional[str]:
+    """`version` of the text encoder in a model's YAML, a folder that some people set there; None where none stands."""
+    node = _load_yaml(config)
+    for key in ("model", "params", "cond_stage_config", "params", "version"):
+        node = node.get(key) if isinstance(node, dict) else None
+    return None if node is None else str(node)
 
 
 def _load_yaml(path: Path) -> Any:
@@ -157,15 +173,24 @@ def _load_yaml(path: Path) -> Any:
     from yaml import YAMLError
 
     try:
-        return OmegaConf.load(path)
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path} must be a YAML file: {reason}") from error
 
 
+def _number(node: Any, key: str, path: Path) -> int:
+    """A whole number above 0; a square may be written as two."""
+    value = _subtree(node, key, path)
+    first = value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
+    if type(first) is not int or first < 1:
+        raise ConfigError(f"{path}: {key} must be a whole number above 0, got {value!r}")
+    return first
+
+
 def _subtree(node: Any, dotted: str, path: Path) -> Any:
     for key in dotted.split("."):
-        node = node.get(key) if hasattr(node, "get") else None
+        node = node.get(key) if isinstance(node, dict) else None
         if node is None:
             raise ConfigError(f"{path} must have the key {key!r} of {dotted}; see {SD_V1.config}")
     return node

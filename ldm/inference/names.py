@@ -7,14 +7,14 @@ then every tensor that the model has must be there, none may be left over, and e
 
 from __future__ import annotations
 
-import enum
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Iterable, Mapping
 
 from ldm.errors import WeightsError
 from ldm.inference.contents import Contents, StoredTensor
-from ldm.inference.weightfile import printable
+from ldm.inference.weightfile import UseEma, printable
 from ldm.models.diffusion.ddpm import SCHEDULE_BUFFERS
 
 SHOWN = 8  # names of each kind in one error
@@ -39,14 +39,6 @@ OTHER_MODELS = (
     ("down_blocks.", "one part of a diffusers folder"),
     ("text_model.", "a CLIP text encoder alone"),
 )
-
-
-class UseEma(enum.Enum):
-    """Whether the averaged copies of the network's weights are taken; `auto` takes them where all are there."""
-
-    AUTO = "auto"
-    YES = "yes"
-    NO = "no"
 
 
 @dataclass(frozen=True)
@@ -77,9 +69,9 @@ def match_names(wanted: Mapping[str, tuple[int, ...]], contents: Contents, *, us
         chosen.update({name: have[copy] for name, copy in ema.items()})
     known = {name for name in have if name in wanted or name in SCHEDULE or is_leftover(name)}
     problems = [
-        _listing(wanted.keys() - chosen.keys() - computed, "missing"),
-        _listing(have.keys() - known, "unexpected"),
-        _listing(_wrong_shapes(wanted, chosen), "of another shape"),
+        listing(wanted.keys() - chosen.keys() - computed, "missing"),
+        listing(have.keys() - known, "unexpected"),
+        listing(_wrong_shapes(wanted, chosen), "of another shape"),
     ]
     if any(problems):
         raise WeightsError(
@@ -101,7 +93,7 @@ def canonical_name(name: str) -> str:
 def _canonical(contents: Contents) -> dict[str, StoredTensor]:
     have = {canonical_name(name): stored for name, stored in contents.tensors.items()}
     if len(have) != len(contents.tensors):
-        twice = sorted(name for name in contents.tensors if name != canonical_name(name) in contents.tensors)
+        twice = sorted(name for name, count in Counter(map(canonical_name, contents.tensors)).items() if count > 1)
         raise WeightsError(
             f"{contents.path} has some tensors under two names, among them {printable(twice[0])}; which to take is "
             "not known, so give another file of the model"
@@ -151,7 +143,8 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(str(size) for size in shape) or "a number"
 
 
-def _listing(names: Iterable[str], what: str) -> str:
+def listing(names: Iterable[str], what: str) -> str:
+    """How many tensors there are of a kind, and the first eight: '9 missing: a, b, ...'; empty where there are none."""
     names = sorted(names)
     if not names:
         return ""

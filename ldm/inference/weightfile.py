@@ -7,7 +7,6 @@ short. Each is named, with what to do, before anything is built or queued.
 from __future__ import annotations
 
 import enum
-import hashlib
 import re
 import zipfile
 from pathlib import Path
@@ -16,7 +15,6 @@ from ldm.errors import WeightsError
 
 GIVE_WEIGHTS = "give a .safetensors or .ckpt file in the original layout of Stable Diffusion"
 HEAD_BYTES = 1024
-HASH_CHUNK_BYTES = 2**24
 MODEL_HASH_DIGITS = 10
 NAME_SHOWN = 120  # characters; the longest name of SD v1 has 88
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -52,10 +50,18 @@ class WeightFormat(enum.Enum):
     LEGACY = "torch.save before torch 1.6"
 
 
+class UseEma(enum.Enum):
+    """Whether the copies of the network's weights averaged over training are taken; `auto`: where all are there."""
+
+    AUTO = "auto"
+    YES = "yes"
+    NO = "no"
+
+
 def recognise(path: Path) -> WeightFormat:
     """How the weights in a file are stored; WeightsError saying what the file is, where it is something else."""
-    size = _size(path)
     try:
+        size = _size(path)
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as error:
@@ -69,15 +75,6 @@ def recognise(path: Path) -> WeightFormat:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= SAFETENSORS_HEADER_LIMIT:
         return WeightFormat.SAFETENSORS
     raise WeightsError(f"{path} is {_unknown(head)}; {GIVE_WEIGHTS}")
-
-
-def file_sha256(path: Path) -> str:
-    """The 64 hex digits of a file's SHA-256; reads the whole file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def model_hash(sha256: str) -> str:

@@ -33,7 +33,7 @@ def find_tokenizer(
     """The folder that holds vocab.json and merges.txt; `places` gives the order. WeightsError lists what was tried."""
     tried = places(asked, version=version, checkpoint=checkpoint)
     for origin, folder in tried:
-        if all((folder / name).is_file() for name in FILES):
+        if all(os.path.isfile(folder / name) for name in FILES):
             log.debug("CLIP tokenizer from %s (%s)", folder, origin)
             return folder
     shown = "; ".join(f"{origin}: {folder}" for origin, folder in tried)
@@ -51,10 +51,10 @@ def places(asked: Optional[str], *, version: Optional[str], checkpoint: Optional
     root; 5. `tokenizer/` beside the checkpoint; 6. the copy of CLIP's own table that ships with the project.
     """
     if asked:
-        return [("--clip", Path(asked).expanduser())]
+        return [("--clip", _at_home(asked))]
     from_environment = os.environ.get(ENVIRONMENT_VARIABLE)
     if from_environment:
-        return [(ENVIRONMENT_VARIABLE, Path(from_environment).expanduser())]
+        return [(ENVIRONMENT_VARIABLE, _at_home(from_environment))]
     found = [("version in the config", folder) for folder in _from_both_roots(version)] if version else []
     found += [("default", folder) for folder in _from_both_roots(DEFAULT_FOLDER)]
     if checkpoint is not None:
@@ -64,7 +64,11 @@ def places(asked: Optional[str], *, version: Optional[str], checkpoint: Optional
 
 def _from_both_roots(folder: str) -> List[Path]:
     """The folder seen from the working directory and from the project root, once if they are the same."""
-    return list(dict.fromkeys(root / Path(folder).expanduser() for root in (Path.cwd(), PROJECT_ROOT)))
+    return list(dict.fromkeys(root / _at_home(folder) for root in (Path.cwd(), PROJECT_ROOT)))
+
+
+def _at_home(folder: str) -> Path:
+    return Path(os.path.expanduser(folder))
 
 
 class ClipTokenizer:
@@ -113,7 +117,7 @@ def load_pairs(folder: Path) -> Any:
     """A `tokenizers.Tokenizer` over the two files, without start, end or padding. WeightsError if they are no such."""
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    missing = [name for name in FILES if not (folder / name).is_file()]
+    missing = [name for name in FILES if not os.path.isfile(folder / name)]
     if missing:
         raise WeightsError(f"the CLIP tokenizer needs {' and '.join(FILES)}; {' and '.join(missing)} not in {folder}")
     vocab, merges = (str(folder / name) for name in FILES)

@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 
 from ldm.errors import ConfigError, WeightsError
 from ldm.inference.checkpoint import load_model, read_model_config, read_state_dict
+from ldm.inference.files import sha256_of
 from ldm.inference.names import SCHEDULE, ema_name
-from ldm.inference.weightfile import file_sha256
 from tests.tiny import CONFIG, random_model
 
 IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
@@ -49,7 +49,7 @@ def test_a_model_comes_back_from_every_format(tmp_path, original, file):
     assert_same(model, original)
     assert (report.file, report.global_step, report.uses_ema, report.schedule_from_file) == (path, 7, False, True)
     assert report.parameters == sum(parameter.numel() for parameter in original.parameters())
-    assert report.sha256 == file_sha256(path)
+    assert report.sha256 == sha256_of(path)
 
 
 def test_a_loaded_model_gives_what_the_saved_one_gave(tmp_path, original):

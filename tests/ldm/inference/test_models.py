@@ -23,6 +23,11 @@ model:
         ddconfig: {ch_mult: [1, 1, 2], resolution: 32}
 """
 
+SHAPE = (
+    "model: {{params: {{channels: {channels}, image_size: [8, 8], "
+    "first_stage_config: {{params: {{ddconfig: {{ch_mult: {ch_mult}, resolution: 32}}}}}}}}}}"
+)
+
 
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
@@ -117,11 +122,29 @@ def test_sizes_are_read_from_the_config(project):
     assert ModelShape(channels=4, factor=16, size=512, first_stage_size=256).size_multiple == 16
 
 
+def test_a_square_size_may_be_written_as_two_numbers(tmp_path):
+    path = tmp_path / "square.yaml"
+    path.write_text(SHAPE.format(channels="4", ch_mult="[1, 2]"))
+    assert read_shape(path).size == 16
+
+
+def test_a_place_that_cannot_be_looked_at_is_said(project):
+    with pytest.raises(WeightsError, match=r"cannot look at a+: File name too long"):
+        find_files(EMOJI_V1, config=str(put(project / "tiny.yaml")), checkpoint="a" * 300)
+    with pytest.raises(WeightsError, match="looked for ~nobody-of-that-name/a"):
+        find_files(EMOJI_V1, config=str(project / "tiny.yaml"), checkpoint="~nobody-of-that-name/a.ckpt")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("model: {params: {channels: 4}}", "must have the key 'first_stage_config' of first_stage_config.params"),
         ("just words", "must have the key 'model' of model.params"),
+        ("[1, 2]", "must have the key 'model' of model.params"),
+        ("model: ${nowhere}", "must be a YAML file: "),
+        (SHAPE.format(channels="four", ch_mult="[1]"), "channels must be a whole number above 0, got 'four'"),
+        (SHAPE.format(channels="0", ch_mult="[1]"), "channels must be a whole number above 0, got 0"),
+        (SHAPE.format(channels="4", ch_mult="4"), "ch_mult must be a list, got 4"),
         ("model: [1, 2", "must be a YAML file: "),
         ("\udcff", "must be a YAML file: "),
     ],

@@ -157,9 +157,10 @@ def test_another_kind_of_model_is_known_by_its_names(name, model):
 
 
 def test_a_tensor_under_two_names_is_refused():
-    short = f"{TEXT}final_layer_norm.bias"
-    with pytest.raises(WeightsError, match=f"some tensors under two names, among them {short}"):
-        match({**WANTED, short: (768,)})
+    short, whole = (f"{TEXT}{name}" for name in ("final_layer_norm.bias", "text_model.final_layer_norm.bias"))
+    for tensors in ({**WANTED, short: (768,)}, {f"state_dict.{short}": (768,), short: (768,)}):
+        with pytest.raises(WeightsError, match=f"some tensors under two names, among them {whole}"):
+            match(tensors)
 
 
 def test_a_name_cannot_break_the_line_of_an_error():
