@@ -35,8 +35,7 @@ def load(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
         device=spec.device,
         precision=Precision(spec.precision),
         clip=model.clip,
-        censor=_censor(model, spec),
-    )
+    ).with_censor(_censor(model, spec))
     device = describe_device(pipeline.model.device)
     log.info("on %s, %d cards seen", device, visible_cards())
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, List, NoReturn, Optional
 
-from ldm.errors import ConfigError, RequestError, WeightsError
+from ldm.errors import ConfigError, OutputError, RequestError, WeightsError
 from ldm.inference.models import (
     LAION_400M,
     MODELS,
@@ -19,10 +20,13 @@ from ldm.inference.models import (
     find_file,
     find_files,
     looked_for,
+    tokenizer_folder,
 )
 from ldm.inference.prompts import read_lines
+from ldm.inference.safety_folder import find_weights
 from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName, check_size
-from ldm.inference.weightfile import recognise
+from ldm.inference.weightfile import UseEma, recognise
+from ldm.modules.encoders.tokenizer import find_tokenizer
 
 WATERMARK_LEAST_SIZE = 256  # px a side, below which the watermark has no room
 
@@ -37,6 +41,7 @@ class Order:
     options: argparse.Namespace
     files: ModelFiles
     shape: ModelShape
+    tokenizer: Path
     checker: Optional[Path]
     template: GenerationRequest
     batches: List[List[str]]
@@ -122,6 +127,12 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--clip", metavar="FOLDER", help="vocab.json and merges.txt of CLIP (default: where they usually are)"
     )
+    group.add_argument(
+        "--use-ema",
+        choices=[choice.value for choice in UseEma],
+        default=UseEma.AUTO.value,
+        help="the weights averaged over training; auto takes them where the file has them (default: %(default)s)",
+    )
     group.add_argument("--C", type=int, metavar="N", help="channels of a latent (default: the model's; 4)")
     group.add_argument("--f", type=int, metavar="N", help="pixels a latent pixel stands for (default: the model's; 8)")
     group.add_argument(
@@ -139,8 +150,13 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
     return files
 
 
+def find_words(asked: Optional[str], files: ModelFiles) -> Path:
+    """The folder of the tokenizer's files."""
+    return find_tokenizer(asked, version=tokenizer_folder(files.config), checkpoint=files.checkpoint)
+
+
 def find_checker(asked: Optional[str], usual: Optional[str]) -> Optional[Path]:
-    """The folder of the safety checker; None if the model needs none or it was asked to be off."""
+    """The folder of the safety checker, all its files there; None if the model needs none or it was asked to be off."""
     wanted = asked or usual
     if wanted is None or wanted == "off":
         return None
@@ -151,6 +167,7 @@ def find_checker(asked: Optional[str], usual: Optional[str]) -> Optional[Path]:
             "CompVis/stable-diffusion-safety-checker there, name its folder with --safety-checker FOLDER, "
             "or switch it off with --safety-checker off"
         )
+    find_weights(folder)
     return folder
 
 
@@ -171,6 +188,14 @@ def find_batches(options: argparse.Namespace) -> List[List[str]]:
     return [prompts[i : i + options.n_samples] for i in range(0, len(prompts), options.n_samples)]
 
 
+def check_outdir(options: argparse.Namespace) -> None:
+    """Refuse a folder that cannot be made or written to, before the work; nothing is made yet."""
+    wanted = Path(os.path.abspath(options.outdir))
+    there = next(folder for folder in (wanted, *wanted.parents) if os.path.exists(folder))
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {wanted}: {there} is no folder that you may write to; choose another --outdir")
+
+
 def find_template(options: argparse.Namespace, shape: ModelShape, *, scale: float, **picture: Any) -> GenerationRequest:
     """What all pictures of the call have in common; `picture` are its `height`, `width` and `init`."""
     for name, value in (("C", shape.channels), ("f", shape.factor)):
@@ -179,6 +204,7 @@ def find_template(options: argparse.Namespace, shape: ModelShape, *, scale: floa
     check_size("height", picture["height"], shape.size_multiple)
     check_size("width", picture["width"], shape.size_multiple)
     check_watermark(options, min(picture["height"], picture["width"]))
+    check_outdir(options)
     named = SamplerName.PLMS if options.plms else SamplerName.DDIM
     return GenerationRequest(
         prompt=check_text(options.prompt),

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.inference.censor import Censor
+from ldm.inference.censor import Censor, Inspected
 from ldm.inference.files import NumberedFiles, make_folder
 from ldm.inference.images import Pixels, encode_png, make_grid
 from ldm.inference.infotext import describe, format_infotext
@@ -38,18 +38,20 @@ def paint(order: Order) -> None:
     samples = NumberedFiles(make_folder(outdir / "samples"), "{:05}.png")
     if options.from_file:
         print(f"reading prompts from {options.from_file}")
+    if options.watermark:
+        print("Creating invisible watermark encoder (see https://github.com/ShieldMnt/invisible-watermark)...")
     studio = Studio(order, pipeline, load_stamp() if options.watermark else None)
-    pictures: List[Tuple[Pixels, str]] = []
-    with tqdm(range(options.n_iter), desc="Sampling") as iterations:
-        for iteration in iterations:
-            with tqdm(order.batches, desc="data") as batches:
-                for prompts in batches:
-                    pictures += write(studio.paint_batch(prompts, iteration), samples, skip=options.skip_save)
-    if not options.skip_grid:
-        grid = make_grid([pixels for pixels, _ in pictures], per_row=options.n_rows or options.n_samples)
-        NumberedFiles(outdir, "grid-{:04}.png").write(encode_png(studio.stamp(grid), pictures[0][1]))
+    for_grid: List[Tuple[Pixels, str]] = []
+    for pixels, parameters in studio.pictures():
+        if not options.skip_save:
+            samples.write(encode_png(pixels, parameters))
+        if not options.skip_grid:
+            for_grid.append((pixels, parameters))
+    if for_grid:
+        grid = make_grid([pixels for pixels, _ in for_grid], per_row=options.n_rows or options.n_samples)
+        NumberedFiles(outdir, "grid-{:04}.png").write(encode_png(studio.stamp(grid), for_grid[0][1]))
     if studio.flagged:
-        print(f"{studio.flagged} of {len(pictures)} pictures were flagged by the safety checker and blackened")
+        print(f"{studio.flagged} of {studio.painted} pictures were flagged by the safety checker and blackened")
     print(f"Your samples are ready and waiting for you here: \n{options.outdir} \n \nEnjoy.")
 
 
@@ -63,27 +65,23 @@ def load(order: Order) -> Pipeline:
         order.files.checkpoint,
         device=options.device,
         precision=Precision(options.precision),
-        clip=options.clip,
-        censor=Censor(order.checker, SafetyPolicy.BLACK) if order.checker else None,
-    )
-    if pipeline.report is not None and pipeline.report.global_step is not None:
-        print(f"Global Step: {pipeline.report.global_step}")
+        clip=str(order.tokenizer),
+        use_ema=options.use_ema,
+    ).with_censor(Censor(order.checker, SafetyPolicy.BLACK) if order.checker else None)
+    if pipeline.report is not None:
+        if pipeline.report.global_step is not None:
+            print(f"Global Step: {pipeline.report.global_step}")
+        print(f"Took {pipeline.report.which_weights}")
     network = sum(parameter.numel() for parameter in pipeline.model.model.parameters())
     side = shape.first_stage_size // shape.factor
+    width = pipeline.model.first_stage_model.encoder.conv_out.in_channels
+    attention = f"making attention of type 'vanilla' with {width} in_channels"
     print("LatentDiffusion: Running in eps-prediction mode")
     print(f"DiffusionWrapper has {network * 1e-6:,.2f} M params.")
+    print(attention)
     print(f"Working with z of shape (1, {shape.channels}, {side}, {side}) = {shape.channels * side**2} dimensions.")
+    print(attention)
     return pipeline
-
-
-def write(
-    pictures: Sequence[Tuple[Pixels, str]], samples: NumberedFiles, *, skip: bool
-) -> Sequence[Tuple[Pixels, str]]:
-    """Write pictures with their parameters under the next numbers, unless that is to be skipped."""
-    if not skip:
-        for pixels, parameters in pictures:
-            samples.write(encode_png(pixels, parameters))
-    return pictures
 
 
 class Studio:
@@ -92,7 +90,7 @@ class Studio:
     def __init__(self, order: Order, pipeline: Pipeline, stamp: Optional[Stamp]) -> None:
         self.order, self.pipeline = order, pipeline
         self.stamp = stamp or (lambda pixels: pixels)
-        self.flagged = 0
+        self.painted = self.flagged = 0
         template, factor = order.template, order.shape.factor
         self._latent_shape = (order.shape.channels, template.height // factor, template.width // factor)
         self._init = None if order.init is None else pipeline.encode_image(order.init)
@@ -101,14 +99,23 @@ class Studio:
         torch.manual_seed(order.options.seed)
         self._code = self._draw(order.options.n_samples) if order.options.fixed_code else None
 
+    def pictures(self) -> Iterator[Tuple[Pixels, str]]:
+        """Every picture of the order, each with its parameters."""
+        with tqdm(range(self.order.options.n_iter), desc="Sampling") as iterations:
+            for iteration in iterations:
+                with tqdm(self.order.batches, desc="data") as batches:
+                    for prompts in batches:
+                        yield from self.paint_batch(prompts, iteration)
+
     def paint_batch(self, prompts: Sequence[str], iteration: int) -> List[Tuple[Pixels, str]]:
         """The pictures of a batch, checked and stamped, each with its parameters."""
         pixels = [self.pipeline.decode(latent) for latent in self._sample(prompts)]
         inspected = self.pipeline.inspect(pixels)
+        self.painted += len(inspected)
         self.flagged += sum(picture.flagged for picture in inspected)
         place = {"Iteration": str(iteration), "Batch size": str(len(prompts))}
         return [
-            (self.stamp(picture.pixels), self._parameters(prompt, {**place, "Batch pos": str(position)}))
+            (self.stamp(picture.pixels), self._parameters(prompt, picture, {**place, "Batch pos": str(position)}))
             for position, (prompt, picture) in enumerate(zip(prompts, inspected))
         ]
 
@@ -164,11 +171,12 @@ class Studio:
             tqdm.write(f"Data shape for {label} sampling is {(size, *self._latent_shape)}{eta}")
         tqdm.write(f"Running {label} Sampling with {steps} timesteps")
 
-    def _parameters(self, prompt: str, place: Dict[str, Optional[str]]) -> str:
+    def _parameters(self, prompt: str, picture: Inspected, place: Dict[str, Optional[str]]) -> str:
         """The A1111 text of a picture, with its place: noise is a whole batch's, so the seed alone is not enough."""
         extra: Dict[str, Optional[str]] = {"Model hash": self._model_hash(), "Model": self.order.files.name, **place}
         extra["Fixed code"] = "yes" if self._code is not None else None
         extra["RNG"] = "CompVis"
+        extra["Safety"] = "flagged" if picture.flagged else None
         return format_infotext(describe(dataclasses.replace(self.order.template, prompt=prompt), extra))
 
     def _model_hash(self) -> Optional[str]:

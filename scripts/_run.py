@@ -6,8 +6,10 @@ import argparse
 import sys
 from typing import Callable
 
-from ldm.errors import SdbatchError
+from ldm.errors import GenerationError, SdbatchError
 from scripts._options import OptionParser, Order
+
+MORE_ROOM = "paint fewer pictures at a time (--n_samples 1), or smaller ones"
 
 
 def run(parser: OptionParser, settle: Callable[[argparse.Namespace], Order]) -> int:
@@ -23,6 +25,13 @@ def run(parser: OptionParser, settle: Callable[[argparse.Namespace], Order]) -> 
     except SdbatchError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return error.exit_code
+    except (RuntimeError, MemoryError) as error:
+        from ldm.inference.runtime import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        print(f"{parser.prog}: error: out of memory; {MORE_ROOM}", file=sys.stderr)
+        return GenerationError.exit_code
     except ImportError as error:
         print(f"{parser.prog}: error: {error}; activate the environment where it is installed", file=sys.stderr)
         return SdbatchError.exit_code

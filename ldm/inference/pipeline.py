@@ -105,18 +105,23 @@ class Pipeline:
         device: str = "auto",
         precision: Precision = Precision.AUTOCAST,
         clip: Optional[str] = None,
-        censor: Optional[Censor] = None,
+        use_ema: str = "auto",
     ) -> Pipeline:
         """The model of a v1-style YAML and its weights, on a device; `clip` is a folder with the tokenizer's files.
 
         Weights are kept in the dtype that they are worked with. Raises ConfigError, WeightsError or DeviceError.
         """
         place = pick_device(device)
-        model, report = load_model(config, checkpoint, dtype=compute_dtype(place, precision), device=place)
+        dtype = compute_dtype(place, precision)
+        model, report = load_model(config, checkpoint, use_ema=use_ema, dtype=dtype, device=place)
         text_encoder = model.cond_stage_model
         if isinstance(text_encoder, FrozenCLIPEmbedder):
             text_encoder.use_tokenizer(find_tokenizer(clip, version=text_encoder.version, checkpoint=checkpoint))
-        return cls(model, censor, report)
+        return cls(model, report=report)
+
+    def with_censor(self, censor: Optional[Censor]) -> Pipeline:
+        """The same, with a checker that looks at every picture; None looks at none."""
+        return Pipeline(self.model, censor, self.report)
 
     @property
     def factor(self) -> int:

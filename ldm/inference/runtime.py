@@ -61,6 +61,14 @@ def pick_device(wanted: str) -> torch.device:
     )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is torch's way to say that the card's or the machine's memory is full."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA and HIP; torch's CPU, old and new
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(said in str(error) for said in words)
+    )
+
+
 def visible_cards() -> int:
     """How many cards this process sees."""
     return int(torch.cuda.device_count())

@@ -25,11 +25,11 @@ from ldm.errors import WeightsError
 from ldm.inference.checkpoint import fill
 from ldm.inference.contents import Contents, StoredTensor, read_contents
 from ldm.inference.images import Pixels
+from ldm.inference.names import listing
 from ldm.inference.runtime import without_init
+from ldm.inference.safety_folder import CONFIG, PREPROCESSING, find_weights
 from ldm.inference.tensors import TensorReader
 
-CONFIG, PREPROCESSING = "config.json", "preprocessor_config.json"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TABLES = ("concept_embeds", "special_care_embeds")
 VISION_FIELDS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
@@ -72,7 +72,7 @@ class SafetyChecker:
     @classmethod
     def load(cls, folder: Path, device: Optional[torch.device] = None) -> SafetyChecker:
         """Read the published folder. WeightsError lists the files that are missing, or says what is wrong with one."""
-        contents = read_contents(_weights_file(Path(folder)))
+        contents = read_contents(find_weights(Path(folder)))
         preprocessing = read_preprocessing(Path(folder) / PREPROCESSING)
         # Imported before the context below, whose idle initialisers transformers would otherwise take over for good.
         from transformers import CLIPVisionModel
@@ -184,20 +184,6 @@ class ConceptNetwork(nn.Module):
         return special_care, concepts
 
 
-def _weights_file(folder: Path) -> Path:
-    missing = [name for name in (CONFIG, PREPROCESSING) if not (folder / name).is_file()]
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not found:
-        missing.append(" or ".join(WEIGHTS))
-    if missing:
-        raise WeightsError(
-            f"the safety checker needs {CONFIG}, {PREPROCESSING} and {' or '.join(WEIGHTS)} of "
-            f"CompVis/stable-diffusion-safety-checker in {folder.absolute()}; not there: {', '.join(missing)}; "
-            "copy them, or name their folder with --safety-checker FOLDER"
-        )
-    return found[0]
-
-
 def _vision_config(path: Path) -> Any:
     """A transformers CLIPVisionConfig of the sizes in the file; what it leaves out has the library's default."""
     from transformers import CLIPVisionConfig
@@ -228,14 +214,14 @@ def _match(network: nn.Module, contents: Contents) -> Dict[str, StoredTensor]:
         for name in [name for name in names if name.endswith("position_ids")]:
             del names[name]
     both = wanted.keys() & have.keys()
-    problems = {
-        "missing": wanted.keys() - both,
-        "unexpected": have.keys() - both,
-        "of another shape": {name for name in both if have[name].shape != wanted[name][1]},
-    }
-    if any(problems.values()):
-        listed = (f"{len(names)} {what}: {', '.join(sorted(names)[:8])}" for what, names in problems.items() if names)
-        raise WeightsError(f"{contents.path} does not fit {CONFIG} beside it: {'; '.join(listed)}; fetch both again")
+    problems = [
+        listing(wanted.keys() - both, "missing"),
+        listing(have.keys() - both, "unexpected"),
+        listing((name for name in both if have[name].shape != wanted[name][1]), "of another shape"),
+    ]
+    if any(problems):
+        listed = "; ".join(filter(None, problems))
+        raise WeightsError(f"{contents.path} does not fit {CONFIG} beside it: {listed}; fetch both again")
     return {wanted[name][0]: have[name] for name in both}
 
 

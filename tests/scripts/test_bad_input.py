@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ldm.errors import WeightsError
 from scripts import txt2img
@@ -15,6 +16,7 @@ from scripts._options import find_checker
 from tests.scripts.outputs import written
 
 SCRIPT = Path(txt2img.__file__)
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4265380512\n"
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,8 @@ SCRIPT = Path(txt2img.__file__)
         (("--device", "tpu"), "device must be one of "),
         (("--safety-checker", "/nowhere"), "no safety checker: looked for the folder /nowhere in "),
         (("--outdir", "/proc/1/out"), "cannot write /proc/1/out: "),
+        (("--outdir", "/dev/null/out"), "cannot write /dev/null/out: /dev/null is no folder that you may write to"),
+        (("--ckpt", "a" * 300), "cannot look at a"),
         (("--watermark",), "--watermark needs "),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
@@ -64,7 +68,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(script, tmp_path, options, mes
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4265380512\n", "is a Git LFS pointer"),
+        (LFS_POINTER, "is a Git LFS pointer"),
         (b"<!doctype html><title>Sign in</title>", "is a web page"),
         (b"", "is empty"),
     ],
@@ -122,8 +126,30 @@ def test_the_safety_checker_is_looked_for_where_the_model_needs_one(tmp_path, mo
     with pytest.raises(WeightsError, match=rf"looked for the folder {usual} in {tmp_path} .*--safety-checker off"):
         find_checker(None, usual)
     (tmp_path / usual).mkdir(parents=True)
+    with pytest.raises(
+        WeightsError, match=r"not there: config\.json, preprocessor_config\.json, model\.safetensors or "
+    ):
+        find_checker(None, usual)
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / usual / name).write_text("{}")
+    (tmp_path / usual / "model.safetensors").write_bytes(LFS_POINTER)
+    with pytest.raises(WeightsError, match=r"model\.safetensors is a Git LFS pointer"):
+        find_checker(None, usual)
+    torch.save({}, str(tmp_path / usual / "pytorch_model.bin"))
     assert find_checker(None, usual) == Path(usual)
     assert find_checker(usual, None) == Path(usual)
+
+
+def test_too_little_memory_is_one_line(script, monkeypatch):
+    def paint(order):
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr("scripts._paint.paint", paint)
+    code, _, err = script()
+    assert code == 4
+    assert err == (
+        "txt2img.py: error: out of memory; paint fewer pictures at a time (--n_samples 1), or smaller ones\n"
+    )
 
 
 def test_a_package_that_cannot_be_imported_is_named(tmp_path, tiny_model):

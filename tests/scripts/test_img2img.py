@@ -115,5 +115,4 @@ def test_the_scripts_differ_by_the_init_image_and_hardly_anything_else():
     assert other.keys() - own.keys() == {"H", "W"}
     assert {key: own[key] for key in own if own[key] != other.get(key)} == {
         "init_img": "a.png", "strength": 0.75, "outdir": "outputs/img2img-samples", "n_iter": 1, "n_samples": 2,
-        "scale": 5.0,
     }  # fmt: skip

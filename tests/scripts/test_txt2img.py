@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ldm.inference.images import make_grid, read_parameters, read_picture, to_pixels
 from ldm.inference.infotext import parse_infotext
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.models.diffusion.plms import PLMSSampler
-from scripts import txt2img
+from scripts import img2img, txt2img
 from tests.ldm.inference.test_safety import put_checker, random_weights
 from tests.scripts.outputs import same, samples, written
 from tests.tiny import random_model
@@ -54,9 +55,12 @@ def test_the_defaults_paint_six_pictures_and_a_grid_and_say_what_the_original_sa
     begins = [
         "Global seed set to 42",
         "Loading model from ",
+        "Took the plain weights",
         "LatentDiffusion: Running in eps-prediction mode",
         "DiffusionWrapper has 1.",
+        "making attention of type 'vanilla' with ",
         "Working with z of shape (1, 4, 8, 8) = 256 dimensions.",
+        "making attention of type 'vanilla' with ",
         *["Data shape for PLMS sampling is (3, 4, 8, 8)", "Running PLMS Sampling with 2 timesteps"] * 2,
     ]
     assert [line[: len(begin)] for line, begin in zip(out.split("\n"), begins)] == begins
@@ -181,6 +185,7 @@ def test_flagged_pictures_are_blackened_and_counted(script, tmp_path):
     assert code == 0
     assert "2 of 2 pictures were flagged by the safety checker and blackened\n" in out
     assert max(picture.max() for picture in samples(tmp_path / "out")) == 0
+    assert parse_infotext(read_parameters(tmp_path / "out/samples/00000.png")).parameters["Safety"] == "flagged"
 
 
 def test_every_option_of_the_original_has_its_default():
@@ -188,11 +193,39 @@ def test_every_option_of_the_original_has_its_default():
         "prompt": "a painting of a virus monster playing guitar", "outdir": "outputs/txt2img-samples",
         "skip_grid": False, "skip_save": False, "ddim_steps": 50, "plms": False, "dpm_solver": False,
         "laion400m": False, "fixed_code": False, "ddim_eta": 0.0, "n_iter": 2, "H": None, "W": None, "C": None,
-        "f": None, "n_samples": 3, "n_rows": 0, "scale": 7.5, "from_file": None, "config": None, "ckpt": None,
+        "f": None, "n_samples": 3, "n_rows": 0, "scale": None, "from_file": None, "config": None, "ckpt": None,
         "seed": 42, "precision": "autocast",
         "model": "sd-v1", "negative_prompt": "", "clip": None, "safety_checker": None, "device": "auto",
-        "watermark": False,
+        "watermark": False, "use_ema": "auto",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "scale"),
+    [
+        (txt2img, [], 7.5),
+        (img2img, ["--init-img"], 5.0),
+        (txt2img, ["--model", "emoji-v1"], 3.0),
+        (img2img, ["--init-img", "--model", "emoji-v1"], 3.0),
+        (txt2img, ["--model", "emoji-v1", "--scale", "1"], 1.0),
+    ],
+)
+def test_the_guidance_is_the_models_unless_it_is_typed(tiny_model, tmp_path, module, options, scale):
+    Image.new("RGB", (64, 64)).save(tmp_path / "init.png")
+    given = [
+        word for option in options for word in ([option, f"{tmp_path}/init.png"] if "init" in option else [option])
+    ]
+    given += ["--config", str(tiny_model.config), "--ckpt", str(tiny_model.checkpoint), "--safety-checker", "off"]
+    order = module.settle(module.build_parser().parse_args(given))
+    assert order.template.sampler.guidance_scale == scale
+
+
+def test_which_of_a_files_weights_were_taken_is_said(script):
+    _, out, _ = script("--skip_save", "--skip_grid", "--n_iter", 1, "--n_samples", 1)
+    assert "Took the plain weights\n" in out
+    code, _, err = script("--use-ema", "yes")
+    assert code == 2
+    assert "has no whole set of averaged weights" in err
 
 
 def test_the_older_model_has_a_folder_of_its_own_unless_another_is_typed(monkeypatch, tmp_path, tiny_model, capsys):

@@ -282,6 +282,13 @@ def test_what_is_missing_is_listed_at_once(tmp_path):
     assert "--safety-checker FOLDER" in message
 
 
+def test_weights_are_read_from_the_file_that_holds_some(weights, folder, tmp_path):
+    put_checker(tmp_path, weights)
+    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\nsize 1216061799\n")
+    images = pictures(8)
+    assert SafetyChecker.load(tmp_path).check(images) == SafetyChecker.load(folder).check(images)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
