@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.errors import SdbatchError
-from ldm.inference.files import write_atomically
+from ldm.inference.files import make_folder, write_atomically
 from ldm.inference.images import encode_png
 from ldm.inference.models import SHIPPED, entry_named, find_files, read_shape
 from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName
@@ -89,6 +89,8 @@ def paint(prompts: Sequence[str], options: argparse.Namespace) -> List[np.ndarra
 
 def evaluate(options: argparse.Namespace, paint: Paint) -> bool:
     """Paint every prompt, judge every picture, report; whether both bars are met."""
+    if options.out is not None:
+        make_folder(options.out)
     judge = Judge(load_sprites())
     tasks = acceptance_tasks()[: options.limit]
     pictures = paint([task.prompt for task in tasks], options)

@@ -21,15 +21,18 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the YAML's")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in outdir")
     options = parser.parse_args()
-    # Lightning and torch take seconds to import, --help must not.
-    from ldm.training.run import train
-    from ldm.training.spec import read_spec
-
     try:
+        # Lightning and torch take seconds to import, --help must not.
+        from ldm.training.run import train
+        from ldm.training.spec import read_spec
+
         train(read_spec(options.config, options.overrides), ROOT, resume=options.resume)
     except SdbatchError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return error.exit_code
+    except ImportError as error:
+        print(f"train.py: error: {error}; install the extra: pip install -e '.[train]'", file=sys.stderr)
+        return SdbatchError.exit_code
     return 0
 
 

@@ -66,7 +66,10 @@ def prepare(spec: TrainSpec, *, resume: bool) -> Path:
         raise OutputError(f"{outdir} holds a run already; go on with --resume, or choose another outdir=")
     if resume and not there:
         raise OutputError(f"there is no {outdir / 'last.ckpt'} to resume from; leave out --resume")
-    outdir.mkdir(parents=True, exist_ok=True)
+    try:
+        outdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {outdir}: {error.strerror}; choose another outdir=") from error
     if not resume:  # a start that failed may have left latents of another first stage
         (outdir / LATENTS).unlink(missing_ok=True)
     OmegaConf.save(OmegaConf.structured(spec), outdir / "train.yaml")

@@ -9,6 +9,7 @@ from typing import List, Optional, Sequence
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ldm.errors import ConfigError
 
@@ -67,7 +68,7 @@ def read_spec(path: Path, overrides: Sequence[str]) -> TrainSpec:
             OmegaConf.structured(TrainSpec), OmegaConf.load(path), OmegaConf.from_dotlist(_checked(overrides))
         )
         spec = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
     assert isinstance(spec, TrainSpec)
     return spec

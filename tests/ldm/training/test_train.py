@@ -15,12 +15,12 @@ pytest.importorskip("pytorch_lightning", reason="training is an extra: pip insta
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, OutputError
 from ldm.inference.checkpoint import load_model
 from ldm.models.diffusion.ddpm import SCHEDULE_BUFFERS
 from ldm.training.autoencoder import random_crop
 from ldm.training.diffusion import min_snr_weight, spread_t
-from ldm.training.run import check_scale_factor
+from ldm.training.run import check_scale_factor, prepare
 from ldm.training.spec import Stage, read_spec
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -111,6 +111,22 @@ def test_a_wrong_override_is_refused(override: str, message: str) -> None:
 def test_overrides_replace_values() -> None:
     spec = read_spec(AUTOENCODER, ["batch_size=3", "loss.kl_weight=0.5"])
     assert (spec.stage, spec.batch_size, spec.loss.kl_weight) == (Stage.autoencoder, 3, 0.5)
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    spec = read_spec(AUTOENCODER, [f"outdir={tmp_path}/file/run"])
+    with pytest.raises(OutputError, match=r"cannot make the folder .*/file/run: .*; choose another outdir="):
+        prepare(spec, resume=False)
+
+
+@pytest.mark.parametrize("text", ["stage: [1", "\udcff", "[1, 2]"])
+def test_a_config_that_is_no_yaml_of_ours_is_said_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "broken.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError) as raised:
+        read_spec(tmp_path / "broken.yaml", [])
+    assert str(raised.value).startswith(f"{tmp_path}/broken.yaml: ")
+    assert "\n" not in str(raised.value)
 
 
 def test_a_missing_config_is_named(tmp_path: Path) -> None:
