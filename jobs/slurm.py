@@ -170,7 +170,14 @@ def submitit_parameters(directives: Mapping[str, str], omit: Sequence[str]) -> D
             f"submitit always writes --{fixed[0]}; for a site that refuses it use `python -m jobs render`"
         )
     kept = {name: value for name, value in directives.items() if name not in omit}
-    counts = {name.replace("-", "_"): int(kept.pop(name)) for name in COUNTED_DIRECTIVES}
+    empty = [name for name in COUNTED_DIRECTIVES if not kept[name]]
+    if empty or not kept["ntasks-per-node"].isdigit():
+        name = empty[0] if empty else "ntasks-per-node"
+        raise ConfigError(
+            f"the directive {name} must be a number, got {kept[name]!r}; give cluster.directives.{name}=N"
+        )
+    # Where submitit wants a number, Slurm takes more, such as 01:30:00 or 1-2; what is additional wins over its own.
+    counts = {name.replace("-", "_"): int(kept.pop(name)) for name in COUNTED_DIRECTIVES if kept[name].isdigit()}
     return {
         **counts,
         "job_name": kept.pop("job-name", None),

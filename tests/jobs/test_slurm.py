@@ -212,6 +212,34 @@ def test_a_directive_that_the_site_refuses_is_left_out():
     assert parameters["job_name"] is None
 
 
+def test_a_time_or_a_range_of_nodes_in_slurms_own_writing_is_handed_on():
+    parameters = submitit_parameters({**DIRECTIVES, "time": "01:30:00", "nodes": "1-2"}, [])
+    assert "time" not in parameters
+    assert "nodes" not in parameters
+    assert parameters["ntasks_per_node"] == 2
+    assert parameters["additional_parameters"] == {
+        "gres": "dcu:2",
+        "requeue": True,
+        "time": "01:30:00",
+        "nodes": "1-2",
+    }
+
+
+def test_submitit_writes_a_time_in_slurms_own_writing_once(tmp_path):
+    slurm = pytest.importorskip("submitit.slurm.slurm")
+    parameters = submitit_parameters({**DIRECTIVES, "time": "01:30:00", "nodes": "1-2"}, [])
+    text = slurm._make_sbatch_string(command="true", folder=tmp_path, **parameters)
+    asked = [line for line in text.splitlines() if line.startswith(("#SBATCH --time", "#SBATCH --nodes"))]
+    assert asked == ["#SBATCH --nodes=1-2", "#SBATCH --time=01:30:00"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("time", ""), ("nodes", ""), ("ntasks-per-node", "2x")])
+def test_a_directive_that_must_be_a_number_is_named(name, value):
+    message = f"the directive {name} must be a number, got {value!r}; give cluster.directives.{name}=N"
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        submitit_parameters({**DIRECTIVES, name: value}, [])
+
+
 def test_a_directive_that_submitit_insists_on_cannot_be_left_out():
     with pytest.raises(ConfigError, match=r"submitit always writes --signal; .* use `python -m jobs render`"):
         submitit_parameters(DIRECTIVES, ["signal"])
