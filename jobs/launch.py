@@ -27,8 +27,9 @@ from ldm.inference.models import PROJECT_ROOT
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.3
-# Independent processes: one that fails must not end the others, whatever the site has set.
-SRUN_ARGUMENTS = ("--kill-on-bad-exit=0", "--wait=0")
+# Independent processes: one that fails must not end the others, whatever the site has set. What the setup exported
+# reaches them also where the job was submitted with --export=NONE, which srun would take over.
+SRUN_ARGUMENTS = ("--kill-on-bad-exit=0", "--wait=0", "--export=ALL")
 
 
 @dataclass(frozen=True)

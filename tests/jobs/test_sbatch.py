@@ -17,6 +17,7 @@ from typing import Sequence
 import pytest
 
 from jobs.config import Settings, read_settings
+from jobs.launch import SRUN_ARGUMENTS
 from jobs.rundir import RunDir
 from jobs.sbatch import TEMPLATES, directives, render, setup_blocks, worker_device
 from ldm.errors import ConfigError, OutputError
@@ -190,6 +191,13 @@ def test_one_process_a_card_with_its_cores_and_none_ends_the_others(tmp_path):
     bash = Bash(tmp_path)
     bash.run(job(tmp_path, "cards=2"))
     assert bash.words[:4] == ["--ntasks=2", "--cpus-per-task=8", "--kill-on-bad-exit=0", "--wait=0"]
+
+
+def test_the_workers_get_the_environment_of_the_job_whatever_it_was_submitted_with(tmp_path):
+    bash = Bash(tmp_path)
+    bash.run(job(tmp_path))
+    assert "--export=ALL" in bash.words
+    assert "--export=ALL" in SRUN_ARGUMENTS
 
 
 def test_the_worker_finds_the_project_wherever_the_job_runs(tmp_path):
