@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import shlex
 import tempfile
 from typing import Iterator, List, MutableMapping, Optional, Sequence, Tuple
 
@@ -38,6 +39,9 @@ def work(
     info = run.info()
     settings = read_settings(words, info.settings)
     environ = os.environ
+    if "SLURM_JOB_ID" in environ and "SLURMD_NODENAME" not in environ:
+        log.warning("this is a shell of job %s and none of its nodes; to work there: srun python -m jobs work %s",
+                    environ["SLURM_JOB_ID"], shlex.quote(str(run.path)))  # fmt: skip
     place, device = _take_place(find_place(environ), settings, environ)
     if place is None:
         return 0

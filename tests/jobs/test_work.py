@@ -132,6 +132,19 @@ def test_fewer_processes_than_cards_are_told(tmp_path, model, environ, monkeypat
     )
 
 
+def test_in_the_shell_of_an_allocation_the_way_to_its_nodes_is_told(tmp_path, model, environ, caplog):
+    environ["SLURM_JOB_ID"] = "12"
+    run = prepare(tmp_path).run
+    assert work(run, ["device=cpu"]) == 0
+    assert f"a shell of job 12 and none of its nodes; to work there: srun python -m jobs work {run.path}" in caplog.text
+
+
+def test_on_a_node_of_the_job_there_is_nothing_to_warn_of(tmp_path, model, environ, caplog):
+    step(environ, rank=0, tasks=1)
+    assert work(prepare(tmp_path).run, ["device=cpu"]) == 0
+    assert "to work there" not in caplog.text
+
+
 def test_cards_that_a_job_was_given_are_used_or_it_ends(tmp_path, model, environ, monkeypatch):
     monkeypatch.setattr(module, "allocated_cards", lambda environ, gres: ["0"])
     step(environ, rank=0, tasks=1)
