@@ -23,7 +23,7 @@ help:  ## list the targets
 	@echo "Variables: PYTHON=$(PYTHON) TORCH='torch==...' PROMPTS=$(PROMPTS) MODEL=$(MODEL) SETTINGS='$(SETTINGS)'"
 
 run: .venv/run.stamp  ## prompts to pictures with the model that ships here, on a fresh machine
-	$(IN_VENV) python -m jobs submit $(PROMPTS) cluster=local model=$(MODEL) $(SETTINGS)
+	$(IN_VENV) python -m jobs submit '$(PROMPTS)' cluster=local model=$(MODEL) $(SETTINGS)
 
 test: .venv/test.stamp  ## every test, on a real Slurm cluster too; installs the packages they need when it may
 	tools/apt.sh tests/apt-packages.txt
