@@ -16,6 +16,10 @@ make_venv() {
   fi
   "$base" -c 'import ensurepip, venv' 2>/dev/null || tools/apt.sh --required python3-venv
   "$base" -m venv .venv
+  # The pip of Debian 11 and Ubuntu 20.04 cannot install a project in place that has a pyproject.toml and no setup.py.
+  if ! "$python" -c 'import pip, sys; sys.exit(tuple(map(int, pip.__version__.split(".")[:2])) < (21, 3))'; then
+    "$python" -m pip install --disable-pip-version-check --upgrade 'pip>=21.3'
+  fi
 }
 
 pip_install() {
