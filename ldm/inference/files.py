@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import re
+import time
 import uuid
 from pathlib import Path
 from typing import Iterator
@@ -26,6 +27,9 @@ ADVICE = {
     errno.ENOTDIR: "a file stands where a folder must be: choose another name",
     errno.EEXIST: "a file stands where a folder must be: choose another name",
 }
+
+# Without hard links a name is taken by an empty file first: one that is as old has lost its writer.
+PLACEHOLDER_SECONDS = 2.0
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -115,8 +119,21 @@ def _name_exclusively(part: Path, path: Path) -> bool:
         try:
             path.open("xb").close()
         except FileExistsError:
-            return False
+            if not _stays_empty(path):
+                return False
         os.replace(part, path)
+    return True
+
+
+def _stays_empty(path: Path) -> bool:
+    """Whether the name was taken by a process that died before it gave the name its file, at once after."""
+    deadline = time.monotonic() + PLACEHOLDER_SECONDS
+    with contextlib.suppress(FileNotFoundError):
+        while not path.stat().st_size:
+            if time.monotonic() >= deadline:
+                return True
+            time.sleep(PLACEHOLDER_SECONDS / 20)
+        return False
     return True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ from ldm.inference.files import NumberedFiles, make_folder, sha256_of, write_ato
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def no_hard_links(monkeypatch):
+    def refuse(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(files.os, "link", refuse)
 
 
 def test_a_file_is_written_whole_into_a_new_folder(tmp_path):
@@ -69,15 +78,31 @@ def test_a_number_that_another_process_took_meanwhile_is_stepped_over(tmp_path):
     assert (tmp_path / "00000.png").read_bytes() == b"first"
 
 
-def test_names_are_taken_exclusively_without_hard_links_too(tmp_path, monkeypatch):
-    def refuse(source, target):
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(files.os, "link", refuse)
+def test_names_are_taken_exclusively_without_hard_links_too(tmp_path, no_hard_links):
     first, second = NumberedFiles(tmp_path, "{:05}.png"), NumberedFiles(tmp_path, "{:05}.png")
     first.write(b"first")
     second.write(b"second")
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [b"first", b"second"]
+
+
+def test_an_empty_file_of_a_writer_that_was_killed_is_replaced(tmp_path, no_hard_links, monkeypatch):
+    monkeypatch.setattr(files, "PLACEHOLDER_SECONDS", 0.1)
+    path = tmp_path / "x.png"
+    path.touch()
+    assert write_once(path, b"whole")
+    assert not write_once(path, b"second")
+    assert path.read_bytes() == b"whole"
+    assert names(tmp_path) == ["x.png"]
+
+
+def test_an_empty_file_whose_writer_lives_is_left_to_it(tmp_path, no_hard_links):
+    path = tmp_path / "x.png"
+    path.touch()
+    writer = threading.Timer(0.3, write_atomically, (path, b"first"))
+    writer.start()
+    assert not write_once(path, b"second")
+    writer.join()
+    assert path.read_bytes() == b"first"
 
 
 def test_processes_that_write_side_by_side_lose_nothing(tmp_path):
