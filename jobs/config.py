@@ -67,23 +67,40 @@ def build(kind: Type[T], values: Iterable[Value], base: Optional[T] = None) -> T
     inherited: List[Value] = [(key, value, "") for key, value in vars(base).items()] if base else []
     for key, value, where in [*inherited, *values]:
         refuse_unknown(key, _fields(kind), "key")
-        _refuse_words_of_yaml(key, value, where)
+        value = _without_words_of_yaml(kind, key, value, where)
         try:
+            _refuse_missing(kind, key, value)
             OmegaConf.update(tree, key, _literal(value), merge=False)
         except (OmegaConfBaseException, ValueError) as error:
             raise ConfigError(
                 f"{key} must be {_kind_name(kind, key)}, got {value!r}{where and f' ({where})'}"
             ) from error
-    return typing.cast(T, OmegaConf.to_object(tree))
+    # Not to_object: a text of three question marks is a text here, and would be a value that is missing there.
+    values_of = typing.cast(Dict[str, Any], OmegaConf.to_container(tree, resolve=True))
+    return typing.cast(T, kind(**values_of))
 
 
-def _refuse_words_of_yaml(key: str, value: Any, where: str) -> None:
-    """Refuse `false`, `yes` or an empty entry in a list or map of texts, where it would become Python's word for it."""
+def _without_words_of_yaml(kind: type, key: str, value: Any, where: str) -> Any:
+    """The value; ConfigError where YAML's `false`, `yes` or nothing stands for a text, where it would become Python's
+    word for it. `safety: off` alone can mean one thing only.
+    """
+    if key == "safety" and value is False:
+        return "off"
+    hint, optional = _hint(kind, key)
     entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    place = f" in {where}" if where else ""
+    if hint is str and (isinstance(value, bool) or (value is None and not optional)):
+        raise ConfigError(f"{key} must be a text, YAML reads it as {value}; quote it{place}")
     for entry in entries:
         if entry is None or isinstance(entry, bool):
-            place = f" in {where}" if where else ""
             raise ConfigError(f"{key} must hold text, YAML reads one entry as {entry}; quote it{place}")
+    return value
+
+
+def _refuse_missing(kind: type, key: str, value: Any) -> None:
+    """Raise ValueError for OmegaConf's mark of a missing value, which it takes for any kind, unless it is a text."""
+    if isinstance(value, str) and value == "???" and _hint(kind, key)[0] is not str:
+        raise ValueError(value)
 
 
 def refuse_unknown(key: str, known: Iterable[str], what: str) -> None:

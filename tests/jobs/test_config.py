@@ -33,7 +33,8 @@ def test_words_set_values_of_every_kind():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a: b", "${HOME}", "\\${x}", "$HOME", "1e5", "007", "null ", "[x]", "'q'", "a=b=c", "模糊"]
+    "text",
+    ["", "a: b", "${HOME}", "\\${x}", "$HOME", "1e5", "007", "null ", "[x]", "'q'", "a=b=c", "模糊", "???", "a???"],
 )
 def test_text_is_taken_to_the_letter(text):
     assert read_settings([f"negative_prompt={text}"]).spec.negative_prompt == text
@@ -116,6 +117,11 @@ def test_cluster_words_change_the_profile():
         ("cluster.directives={exclusive: yes}", "directives must hold text, YAML reads one entry as True; quote it"),
         ("cluster.env={A: }", "env must hold text, YAML reads one entry as None; quote it"),
         ("cluster.env=a", "env must be a map, got 'a'"),
+        ("steps=???", "steps must be a whole number, got '???'"),
+        ("height=???", "height must be a whole number or null, got '???'"),
+        ("requeue=???", "requeue must be true or false, got '???'"),
+        ("cluster.setup=???", "setup must be a list, got '???'"),
+        ("name=???", "name must be letters, digits and any of _ . + -, not first, got '???'"),
         ("job=missing.yaml", "cannot read missing.yaml: No such file or directory"),
         ("images_per_shard=0", "images_per_shard must be at least 1, got 0"),
     ],
@@ -129,6 +135,9 @@ def test_a_wrong_word_is_named_with_what_was_meant(word, message):
     [
         ("steps: x", "steps must be a whole number, got 'x' (PATH)"),
         ("step: 3", "there is no key 'step'; did you mean steps?"),
+        ("name: no", "name must be a text, YAML reads it as False; quote it in PATH"),
+        ("negative_prompt:", "negative_prompt must be a text, YAML reads it as None; quote it in PATH"),
+        ("safety: on", "safety must be a text, YAML reads it as True; quote it in PATH"),
         ("steps: 3\nsteps: 4", "PATH holds the key 'steps' twice"),
         ("- steps", "PATH must hold `key: value` lines, got list"),
         ("1: 2", "PATH must hold `key: value` lines, got dict"),
@@ -139,6 +148,18 @@ def test_a_wrong_job_file_is_named(tmp_path, text, message):
     path = tmp_path / "job.yaml"
     path.write_text(text)
     assert failure(f"job={path}").replace(str(path), "PATH").startswith(message)
+
+
+def test_safety_off_in_a_job_file_needs_no_quotes(tmp_path):
+    for number, text in enumerate(["safety: off", "safety: 'off'", 'safety: "off"']):
+        (tmp_path / f"{number}.yaml").write_text(text)
+        assert read_settings([f"job={tmp_path / f'{number}.yaml'}"]).spec.safety == "off"
+
+
+def test_question_marks_are_text_in_lists_and_maps_too():
+    words = ["cluster=scnet-dcu", 'cluster.setup=["???"]', "cluster.env.A=???"]
+    profile = read_settings(words).profile
+    assert (profile.setup, profile.env) == (["???"], {"A": "???"})
 
 
 def test_an_empty_job_file_says_nothing(tmp_path):
