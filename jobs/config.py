@@ -77,7 +77,7 @@ def build(kind: Type[T], values: Iterable[Value], base: Optional[T] = None) -> T
             ) from error
     # Not to_object: a text of three question marks is a text here, and would be a value that is missing there.
     values_of = typing.cast(Dict[str, Any], OmegaConf.to_container(tree, resolve=True))
-    return typing.cast(T, kind(**values_of))
+    return kind(**values_of)
 
 
 def _without_words_of_yaml(kind: type, key: str, value: Any, where: str) -> Any:
