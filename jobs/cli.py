@@ -13,6 +13,7 @@ from jobs.config import Settings, read_settings
 from jobs.launch import missing_shards
 from jobs.prepare import Prepared, prepare_run
 from jobs.progress import Progress
+from jobs.reading import reading
 from jobs.rundir import RunDir, RunInfo
 from ldm.errors import ConfigError, GenerationError, RunError, SdbatchError
 
@@ -107,7 +108,9 @@ def _resume(options: argparse.Namespace) -> int:
 def _render(options: argparse.Namespace) -> int:
     from jobs.sbatch import render
 
-    if options.subject.is_dir():
+    with reading(options.subject):
+        is_run = options.subject.is_dir()
+    if is_run:
         run = RunDir(options.subject)
         info = run.info()
         settings = read_settings(options.settings, info.settings)

@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Iterator, Optional
 
+from jobs.reading import is_there
 from jobs.records import read_records
 from jobs.rundir import RunDir, RunInfo
 from ldm.inference.files import write_atomically
@@ -36,5 +37,5 @@ def _made(run: RunDir, info: RunInfo) -> Iterator[Path]:
     """The pictures that are there, in the order of the plan."""
     for shard in range(info.plan.shards):
         for _, record in sorted(read_records(run.records_path(shard)).images.items()):
-            if record.file and run.image_path(record.file).exists():
+            if record.file and is_there(run.image_path(record.file)):
                 yield run.image_path(record.file)

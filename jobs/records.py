@@ -10,6 +10,7 @@ back beside its successor, each keeps what it has seen of the other's. A line th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -17,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
+from jobs.reading import is_there, reading
 from jobs.spec import Shard
-from ldm.errors import RunError
 from ldm.inference.files import write_atomically
 from ldm.inference.spec import ImageRecord
 
@@ -140,14 +141,10 @@ def read_records(path: Path) -> ShardRecords:
 
 def read_summary(path: Path) -> Optional[ShardSummary]:
     """The last line of a records file, read alone; None if there is none, or the file is cut."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - LAST_LINE_BYTES))
-            last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    last = b""
+    with reading(path), contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LAST_LINE_BYTES))
+        last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
     try:
         values = json.loads(last)
         return ShardSummary(**{**values, "sessions": tuple(Session(**each) for each in values["sessions"])})
@@ -160,7 +157,7 @@ def is_complete(path: Path, files: Sequence[Path]) -> bool:
     summary = read_summary(path)
     if summary is None or not summary.done:
         return False
-    absent = sum(not file.exists() for file in files)
+    absent = sum(not is_there(file) for file in files)
     return not absent or absent == sum(not record.file for record in read_records(path).images.values())
 
 
@@ -192,12 +189,9 @@ def _to_line(value: Any) -> str:
 
 
 def _lines(path: Path) -> Iterator[Dict[str, Any]]:
-    try:
+    data = b""
+    with reading(path), contextlib.suppress(FileNotFoundError):
         data = path.read_bytes()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from error
     for line in data.split(b"\n"):
         try:
             values = json.loads(line)

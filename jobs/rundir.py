@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Tuple
 
 from jobs.config import Settings, build, read_yaml, to_yaml
 from jobs.plan import from_line, image_file
+from jobs.reading import is_there, reading
 from jobs.spec import ClusterProfile, JobSpec, PlanTotals, Shard
 from ldm.errors import RunError
 from ldm.inference.files import naming
@@ -83,7 +84,9 @@ class RunDir:
 
     def info(self) -> RunInfo:
         """What was planned here; RunError if this is no run folder, or one of another version."""
-        if not self.info_path.is_file():
+        with reading(self.info_path):
+            there = self.info_path.is_file()
+        if not there:
             raise RunError(f"{self.path} is no run folder: it has no run.yaml")
         values = read_yaml(self.info_path)
         if values.get("format") != FORMAT:
@@ -97,12 +100,9 @@ class RunDir:
 
     def shard(self, index: int) -> Shard:
         """One shard, found in the plan by bisection, so that a long plan is not read for a short shard."""
-        try:
-            with self.plan_path.open("rb") as file:
-                file.seek(_shard_start(file, self.plan_path.stat().st_size, index))
-                images = tuple(image for image in _images(file) if image.shard == index)
-        except OSError as error:
-            raise RunError(f"cannot read {self.plan_path}: {error.strerror}") from error
+        with reading(self.plan_path), self.plan_path.open("rb") as file:
+            file.seek(_shard_start(file, self.plan_path.stat().st_size, index))
+            images = tuple(image for image in _images(file) if image.shard == index)
         if not images:
             raise RunError(f"{self.path} has no shard {index}")
         return Shard(index=index, images=images)
@@ -110,8 +110,10 @@ class RunDir:
     def submissions(self) -> List[Dict[str, Any]]:
         """What was submitted, oldest first; a line that was cut short is passed over."""
         found: List[Dict[str, Any]] = []
-        if self.submissions_path.exists():
-            for line in self.submissions_path.read_text(encoding="utf-8").split("\n"):
+        if is_there(self.submissions_path):
+            with reading(self.submissions_path):
+                lines = self.submissions_path.read_text(encoding="utf-8").split("\n")
+            for line in lines:
                 with contextlib.suppress(ValueError):
                     found.append(json.loads(line))
         return found
@@ -129,9 +131,9 @@ class RunDir:
 def find_runs(outputs: Path, name: str) -> List[RunDir]:
     """The runs of this name, newest first."""
     pattern = re.compile(re.escape(name) + r"-(\d{8})(?:-(\d+))?")
-    if not outputs.is_dir():
-        return []
-    found = [(pattern.fullmatch(entry.name), entry.path) for entry in os.scandir(outputs)]
+    with reading(outputs):
+        entries = list(os.scandir(outputs)) if outputs.is_dir() else []
+    found = [(pattern.fullmatch(entry.name), entry.path) for entry in entries]
     dated = [((match.group(1), int(match.group(2) or 1)), path) for match, path in found if match]
     return [RunDir(Path(path)) for _, path in sorted(dated, reverse=True)]
 

@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
+from jobs.reading import is_there
 from jobs.records import Failure, RecordBook, ShardSummary
 from jobs.rundir import RunDir
 from jobs.spec import PlannedImage, Shard
@@ -97,7 +98,7 @@ def batches(images: Sequence[PlannedImage], batch_size: int) -> Iterator[List[Pl
 def _is_made(record: Optional[ImageRecord], image: PlannedImage, run: RunDir) -> bool:
     if record is None or record.request_id != image.request_id:
         return False
-    return not record.file or run.image_path(record.file).exists()
+    return not record.file or is_there(run.image_path(record.file))
 
 
 def _outcomes(batch: Sequence[PlannedImage], generate: Generate) -> List[Outcome]:
