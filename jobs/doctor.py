@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Dict, Iterator, List, Optional
 
 from jobs.config import Settings
+from jobs.prepare import locate_model
+from jobs.reading import is_there
+from jobs.rehearsal import REHEARSAL
 from jobs.slurm import RunCommand, run_command
+from jobs.spec import JobSpec
 from ldm.errors import SchedulerError, SdbatchError
 from ldm.inference.files import make_folder
-from ldm.inference.models import MODELS, find_files
-from ldm.modules.encoders.tokenizer import find_tokenizer
+from ldm.inference.models import MODELS
 
 NEEDED = ("torch", "numpy", "Pillow", "einops", "omegaconf", "safetensors", "tokenizers", "tqdm")
 OLDEST_PYTHON = (3, 8)
@@ -43,7 +46,7 @@ class Finding:
 
 def examine(settings: Settings, run: RunCommand = run_command) -> List[Finding]:
     """Everything that can be told here about these settings."""
-    findings = [*_python(), *_packages(), *_models(), _outputs(Path(settings.spec.outputs))]
+    findings = [*_python(), *_packages(), *_models(settings.spec), _outputs(Path(settings.spec.outputs).expanduser())]
     if settings.profile.scheduler == "slurm":
         findings += [_submitit(), *_slurm(settings, run), *_modules(settings)]
     return findings
@@ -64,21 +67,31 @@ def _packages() -> Iterator[Finding]:
             yield Finding(Verdict.OK, f"{name} {version}")
 
 
-def _models() -> Iterator[Finding]:
-    for name, entry in MODELS.items():
-        try:
-            yield Finding(Verdict.OK, f"model {name}: {find_files(entry).checkpoint}")
-        except SdbatchError as error:
-            yield Finding(Verdict.WARN, f"model {name}: {error}")
+def _models(asked: JobSpec) -> Iterator[Finding]:
+    """The model that was asked for, which must be whole, and the others that have a name."""
+    yield from _model(asked, Verdict.FAIL)
+    for name in MODELS:
+        if name != asked.model:
+            yield from _model(JobSpec(model=name), Verdict.WARN)
+
+
+def _model(spec: JobSpec, otherwise: Verdict) -> Iterator[Finding]:
+    """What a plan looks for, without the sha256 of anything; `otherwise` where something is missing."""
+    if spec.model == REHEARSAL:
+        yield Finding(Verdict.OK, f"model {REHEARSAL}: it has no weights")
+        return
     try:
-        yield Finding(Verdict.OK, f"tokenizer: {find_tokenizer()}")
+        parts = locate_model(spec)
     except SdbatchError as error:
-        yield Finding(Verdict.FAIL, str(error))
+        yield Finding(otherwise, f"model {spec.model}: {error}")
+        return
+    checked = f"safety checker {parts.safety_checker}" if parts.safety_checker else "no safety checker"
+    yield Finding(Verdict.OK, f"model {spec.model}: {parts.checkpoint}, tokenizer {parts.tokenizer}, {checked}")
 
 
 def _outputs(folder: Path) -> Finding:
-    existed = folder.exists()
     try:
+        existed = is_there(folder)
         make_folder(folder)
     except SdbatchError as error:
         return Finding(Verdict.FAIL, str(error))

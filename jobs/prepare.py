@@ -21,8 +21,17 @@ from jobs.rundir import RunDir, RunInfo, RunModel, drafted, find_runs, plan_id_o
 from jobs.spec import JobSpec, PlanTotals, template_request
 from ldm.errors import ConfigError, SdbatchError
 from ldm.inference.files import naming, sha256_of
-from ldm.inference.models import PROJECT_ROOT, entry_named, find_file, find_files, read_shape
+from ldm.inference.models import (
+    PROJECT_ROOT,
+    ModelFiles,
+    ModelShape,
+    entry_named,
+    find_file,
+    find_files,
+    read_shape,
+)
 from ldm.inference.prompts import read_prompts
+from ldm.inference.safety_folder import find_weights
 from ldm.inference.spec import SIZE_MULTIPLE, GenerationRequest, SamplerConfig
 from ldm.inference.weightfile import recognise
 from ldm.modules.encoders.tokenizer import FILES, find_tokenizer
@@ -43,7 +52,7 @@ REHEARSAL_MODEL = RunModel(
     size=REHEARSAL_SIZE,
     size_multiple=SIZE_MULTIPLE,
 )
-OPTIONS = {"ckpt": "checkpoint"}  # of the scripts, where a setting has another name
+OPTIONS = {"ckpt": "checkpoint", "safety-checker": "safety_checker"}  # of the scripts, where a setting has another name
 PACKAGES = ("torch", "numpy", "Pillow", "omegaconf", "submitit", "tokenizers", "transformers")
 
 
@@ -54,6 +63,17 @@ class Prepared:
     run: RunDir
     info: RunInfo
     resumed: bool
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """Where a model's parts are, absolute but for those in `files`. `safety_checker`: None needs or wants none."""
+
+    files: ModelFiles
+    shape: ModelShape
+    checkpoint: Path
+    tokenizer: Path
+    safety_checker: Optional[Path]
 
 
 def prepare_run(prompts: Path, settings: Settings, now: Optional[datetime.datetime] = None) -> Prepared:
@@ -92,38 +112,46 @@ def find_model(spec: JobSpec) -> RunModel:
     """The model's files on this machine, digested. Raises ConfigError or WeightsError where one is missing."""
     if spec.model == REHEARSAL:
         return REHEARSAL_MODEL
+    parts = locate_model(spec)
+    checkpoint = parts.checkpoint
+    log.info("reading %s (%.1f GiB) for its sha256", checkpoint, checkpoint.stat().st_size / 2**30)
+    return RunModel(
+        name=parts.files.name,
+        config=str(parts.files.config.absolute()),
+        config_sha256=sha256_of(parts.files.config),
+        checkpoint=str(checkpoint),
+        checkpoint_sha256=sha256_of(checkpoint),
+        checkpoint_bytes=checkpoint.stat().st_size,
+        clip=str(parts.tokenizer),
+        clip_sha256=combined_sha256([parts.tokenizer / name for name in FILES]),
+        safety_checker=None if parts.safety_checker is None else str(parts.safety_checker),
+        guidance_scale=parts.files.guidance_scale or SamplerConfig.guidance_scale,
+        size=parts.shape.size,
+        size_multiple=parts.shape.size_multiple,
+    )
+
+
+def locate_model(spec: JobSpec) -> ModelParts:
+    """The parts of the model on this machine, looked at but not read. ConfigError or WeightsError where one is none."""
     try:
-        return _found_model(spec)
+        files = find_files(entry_named(spec.model), config=spec.config, checkpoint=spec.checkpoint)
+        recognise(files.checkpoint)
+        checkpoint = files.checkpoint.absolute()
+        tokenizer = find_tokenizer(spec.clip, version=_tokenizer_version(files.config), checkpoint=checkpoint)
+        return ModelParts(
+            files=files,
+            shape=read_shape(files.config),
+            checkpoint=checkpoint,
+            tokenizer=tokenizer.absolute(),
+            safety_checker=_safety_checker(spec, files.safety_checker),
+        )
     except SdbatchError as error:
         raise type(error)(_in_settings(str(error))) from error
 
 
-def _found_model(spec: JobSpec) -> RunModel:
-    files = find_files(entry_named(spec.model), config=spec.config, checkpoint=spec.checkpoint)
-    recognise(files.checkpoint)
-    shape = read_shape(files.config)
-    checkpoint = files.checkpoint.absolute()
-    tokenizer = find_tokenizer(spec.clip, version=_tokenizer_version(files.config), checkpoint=checkpoint).absolute()
-    log.info("reading %s (%.1f GiB) for its sha256", checkpoint, checkpoint.stat().st_size / 2**30)
-    return RunModel(
-        name=files.name,
-        config=str(files.config.absolute()),
-        config_sha256=sha256_of(files.config),
-        checkpoint=str(checkpoint),
-        checkpoint_sha256=sha256_of(checkpoint),
-        checkpoint_bytes=checkpoint.stat().st_size,
-        clip=str(tokenizer),
-        clip_sha256=combined_sha256([tokenizer / name for name in FILES]),
-        safety_checker=_safety_checker(spec, files.safety_checker),
-        guidance_scale=files.guidance_scale or SamplerConfig.guidance_scale,
-        size=shape.size,
-        size_multiple=shape.size_multiple,
-    )
-
-
 def _in_settings(text: str) -> str:
     """Advice that names a script's option, in the words of a job: --ckpt FILE is checkpoint=FILE here."""
-    return re.sub(r"--(\w+) ", lambda option: f"{OPTIONS.get(option.group(1), option.group(1))}=", text)
+    return re.sub(r"--([\w-]+) ", lambda option: f"{OPTIONS.get(option.group(1), option.group(1))}=", text)
 
 
 def combined_sha256(paths: Sequence[Path]) -> str:
@@ -139,18 +167,18 @@ def _tokenizer_version(config: Path) -> Optional[str]:
     return None if node is None else str(node)
 
 
-def _safety_checker(spec: JobSpec, usual: Optional[str]) -> Optional[str]:
+def _safety_checker(spec: JobSpec, usual: Optional[str]) -> Optional[Path]:
     """The folder of the safety model, None where the model needs none or the user asked for none."""
-    if spec.safety == "off":
+    wanted = spec.safety_checker or usual
+    if spec.safety == "off" or not wanted:
         return None
-    return _folder("safety_checker", spec.safety_checker or usual, "or say safety=off")
-
-
-def _folder(key: str, value: Optional[str], otherwise: str = "") -> Optional[str]:
-    found = find_file([value], folder=True) if value else None
-    if value and found is None:
-        raise ConfigError(f"{key} must be a folder, found none at {value}; give {key}=FOLDER {otherwise}".rstrip())
-    return str(found.absolute()) if found else None
+    found = find_file([wanted], folder=True)
+    if found is None:
+        raise ConfigError(
+            f"safety_checker must be a folder, found none at {wanted}; give safety_checker=FOLDER or say safety=off"
+        )
+    find_weights(found)
+    return found.absolute()
 
 
 def versions() -> Dict[str, Optional[str]]:

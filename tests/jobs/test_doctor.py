@@ -18,7 +18,8 @@ def answer(command):
 
 
 def findings(*words, run=answer, verdict=None):
-    found = examine(read_settings(words), run)
+    """What is found for the rehearsal, which needs no weights, unless the words ask for another model."""
+    found = examine(read_settings(["model=rehearsal", *words]), run)
     return [finding.text for finding in found if verdict in (None, finding.verdict)]
 
 
@@ -80,9 +81,69 @@ def test_a_missing_submitit_leaves_render(monkeypatch):
     ]
 
 
-def test_a_model_without_weights_is_a_warning_with_the_places_looked_at():
-    texts = findings(verdict=Verdict.WARN)
+def test_the_model_that_was_asked_for_must_be_whole():
+    [text] = findings("model=sd-v1", "checkpoint=missing.ckpt", verdict=Verdict.FAIL)
+    assert text.startswith("model sd-v1: no weights of sd-v1: looked for missing.ckpt")
+    assert "checkpoint=FILE" in text
+
+
+def test_another_model_without_weights_is_a_warning():
+    texts = findings("model=rehearsal", verdict=Verdict.WARN)
     assert any(text.startswith("model sd-v1: no ") and "looked for" in text for text in texts)
+
+
+def test_a_model_that_is_whole_is_shown_with_its_parts(tiny_model, tmp_path):
+    folder = tmp_path / "checker"
+    folder.mkdir()
+    for name in ("config.json", "preprocessor_config.json"):
+        (folder / name).write_text("{}")
+    (folder / "model.safetensors").write_bytes(tiny_model.checkpoint.read_bytes())
+    words = ["model=sd-v1", f"config={tiny_model.config}", f"checkpoint={tiny_model.checkpoint}"]
+    assert findings(*words, f"safety_checker={folder}", verdict=Verdict.FAIL) == []
+    [text] = [text for text in findings(*words, f"safety_checker={folder}") if text.startswith("model sd-v1: ")]
+    assert str(tiny_model.checkpoint) in text
+    assert text.endswith(f"safety checker {folder}")
+    assert any(text.endswith(", no safety checker") for text in findings(*words, "safety=off"))
+
+
+@pytest.mark.parametrize("part", ["checkpoint", "safety_checker"])
+def test_a_git_lfs_pointer_is_no_weights(tiny_model, tmp_path, part):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4265380512\n"
+    folder = tmp_path / "checker"
+    folder.mkdir()
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        (folder / name).write_text(pointer)
+    given = {"config": tiny_model.config, "checkpoint": tiny_model.checkpoint, "safety_checker": folder}
+    if part == "checkpoint":
+        given = {**given, part: folder / "model.safetensors"}
+    words = [f"{key}={value}" for key, value in given.items()]
+    [text] = findings("model=sd-v1", *words, verdict=Verdict.FAIL)
+    assert "Git LFS pointer" in text
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        (
+            "safety_checker=nowhere",
+            "safety_checker must be a folder, found none at nowhere; give safety_checker=FOLDER",
+        ),
+        ("clip=nowhere", "no CLIP tokenizer"),
+        ("config=nowhere.yaml", "no config of sd-v1: looked for nowhere.yaml"),
+        ("model=emojy", "model must be one of sd-v1, emoji-v1, got 'emojy'"),
+    ],
+)
+def test_a_part_that_was_asked_for_and_is_not_there_is_named(tiny_model, word, said):
+    words = ["model=sd-v1", f"config={tiny_model.config}", f"checkpoint={tiny_model.checkpoint}", word]
+    [text] = findings(*words, verdict=Verdict.FAIL)
+    assert said in text
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert any(f"runs go to {tmp_path}/home/outputs, " in text for text in findings("outputs=~/outputs"))
+    assert list(tmp_path.iterdir()) == [tmp_path / "home"]
 
 
 def test_an_outputs_folder_that_cannot_be_made_is_a_failure(tmp_path):

@@ -190,6 +190,12 @@ def test_a_missing_safety_checker_is_named_with_the_way_out(tmp_path, tiny_model
         find_model(spec)
 
 
+def test_a_safety_checker_without_its_files_is_named_before_anything_is_queued(tmp_path, tiny_model):
+    spec = JobSpec(config=str(tiny_model.config), checkpoint=str(tiny_model.checkpoint), safety_checker=str(tmp_path))
+    with pytest.raises(WeightsError, match=r"not there: config\.json, .*name their folder with safety_checker=FOLDER"):
+        find_model(spec)
+
+
 def test_advice_is_given_in_the_words_of_a_job(tmp_path, monkeypatch):
     monkeypatch.setattr("jobs.prepare.find_files", lambda *_, **__: refuse())
     with pytest.raises(WeightsError, match=r"name another with checkpoint=FILE, or take .*: model=emoji-v1"):
