@@ -106,6 +106,17 @@ def test_submitting_from_inside_an_allocation_asks_for_what_the_job_needs(login:
     assert faults(submission.run, planned=len(PROMPTS)) == []
 
 
+def test_job_that_is_given_no_environment_passes_its_own_on(login: LoginNode) -> None:
+    """srun would take the job's --export=NONE over, and leave its tasks without what the setup exported."""
+    settings = *SHARDS, "cluster.directives.export=NONE", "cluster.setup=[]"
+    submission = login.submit(login.prompts(PROMPTS), *settings)
+    assert set(login.lab.wait(submission.job).values()) == {"COMPLETED"}, log_text(submission.run)
+    assert faults(submission.run, planned=len(PROMPTS)) == []
+    file = login.render(login.prompts(PROMPTS), *settings, "steps=2")
+    assert set(login.lab.wait(login.sbatch(file)).values()) == {"COMPLETED"}
+    assert faults(max(login.folder.glob("prompts-*")), planned=len(PROMPTS)) == []
+
+
 def test_run_is_the_same_with_accounting(slurm_with_accounting: SlurmLab, tmp_path: Path) -> None:
     login = LoginNode(slurm_with_accounting, tmp_path)
     submission = login.submit(login.prompts(PROMPTS), *SHARDS)
