@@ -12,9 +12,9 @@ import subprocess
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Sequence
+from typing import Dict, Iterator, Optional, Sequence
 
-from jobs.config import Settings, read_yaml
+from jobs.config import Settings
 from jobs.plan import PlanDigest, planned_images, to_line
 from jobs.rehearsal import REHEARSAL, REHEARSAL_SIZE
 from jobs.rundir import RunDir, RunInfo, RunModel, drafted, find_runs, plan_id_of, publish, write_info
@@ -29,6 +29,7 @@ from ldm.inference.models import (
     find_file,
     find_files,
     read_shape,
+    tokenizer_folder,
 )
 from ldm.inference.prompts import read_prompts
 from ldm.inference.safety_folder import find_weights
@@ -137,7 +138,7 @@ def locate_model(spec: JobSpec) -> ModelParts:
         files = find_files(entry_named(spec.model), config=spec.config, checkpoint=spec.checkpoint)
         recognise(files.checkpoint)
         checkpoint = files.checkpoint.absolute()
-        tokenizer = find_tokenizer(spec.clip, version=_tokenizer_version(files.config), checkpoint=checkpoint)
+        tokenizer = find_tokenizer(spec.clip, version=tokenizer_folder(files.config), checkpoint=checkpoint)
         return ModelParts(
             files=files,
             shape=read_shape(files.config),
@@ -157,14 +158,6 @@ def _in_settings(text: str) -> str:
 def combined_sha256(paths: Sequence[Path]) -> str:
     """One digest of several files, by their digests in order."""
     return hashlib.sha256("".join(sha256_of(path) for path in paths).encode("ascii")).hexdigest()
-
-
-def _tokenizer_version(config: Path) -> Optional[str]:
-    """`version` of the text encoder in a model's YAML, a folder that some people set there."""
-    node: Any = read_yaml(config)
-    for key in ("model", "params", "cond_stage_config", "params", "version"):
-        node = node.get(key) if isinstance(node, dict) else None
-    return None if node is None else str(node)
 
 
 def _safety_checker(spec: JobSpec, usual: Optional[str]) -> Optional[Path]:
