@@ -112,7 +112,7 @@ def test_averaged_weights_are_used_as_asked_and_said(tmp_path, original, use_ema
     weight = "diffusion_model.out.2.bias"
     assert torch.equal(model.model.state_dict()[weight], original.model.state_dict()[weight] + added)
     assert torch.equal(model.first_stage_model.quant_conv.bias, original.first_stage_model.quant_conv.bias)
-    said = "averaged (EMA) weights" if added else "plain weights, its averaged ones not used"
+    said = "the averaged (EMA) weights" if added else "the plain weights, its averaged (EMA) ones not used"
     assert said in str(report)
 
 
