@@ -68,7 +68,7 @@ def read_spec(path: Path, overrides: Sequence[str]) -> TrainSpec:
             OmegaConf.structured(TrainSpec), OmegaConf.load(path), OmegaConf.from_dotlist(_checked(overrides))
         )
         spec = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError, TypeError) as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
     assert isinstance(spec, TrainSpec)
     return spec
