@@ -29,7 +29,6 @@ from ldm.inference.models import (
     find_file,
     find_files,
     read_shape,
-    tokenizer_folder,
 )
 from ldm.inference.prompts import read_prompts
 from ldm.inference.safety_folder import find_weights
@@ -138,10 +137,11 @@ def locate_model(spec: JobSpec) -> ModelParts:
         files = find_files(entry_named(spec.model), config=spec.config, checkpoint=spec.checkpoint)
         recognise(files.checkpoint)
         checkpoint = files.checkpoint.absolute()
-        tokenizer = find_tokenizer(spec.clip, version=tokenizer_folder(files.config), checkpoint=checkpoint)
+        shape = read_shape(files.config)
+        tokenizer = find_tokenizer(spec.clip, version=shape.tokenizer, checkpoint=checkpoint)
         return ModelParts(
             files=files,
-            shape=read_shape(files.config),
+            shape=shape,
             checkpoint=checkpoint,
             tokenizer=tokenizer.absolute(),
             safety_checker=_safety_checker(spec, files.safety_checker),

@@ -20,13 +20,11 @@ from ldm.inference.models import (
     find_file,
     find_files,
     looked_for,
-    tokenizer_folder,
 )
 from ldm.inference.prompts import read_lines
 from ldm.inference.safety_folder import find_weights
 from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName, check_size
 from ldm.inference.weightfile import UseEma, recognise
-from ldm.modules.encoders.tokenizer import find_tokenizer
 
 WATERMARK_LEAST_SIZE = 256  # px a side, below which the watermark has no room
 
@@ -148,11 +146,6 @@ def find_model(options: argparse.Namespace) -> ModelFiles:
     files = find_files(entry, config=options.config, checkpoint=options.ckpt)
     recognise(files.checkpoint)
     return files
-
-
-def find_words(asked: Optional[str], files: ModelFiles) -> Path:
-    """The folder of the tokenizer's files."""
-    return find_tokenizer(asked, version=tokenizer_folder(files.config), checkpoint=files.checkpoint)
 
 
 def find_checker(asked: Optional[str], usual: Optional[str]) -> Optional[Path]:

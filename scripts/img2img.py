@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.errors import RequestError
 from ldm.inference.models import read_shape
-from scripts._options import OptionParser, Order, find_batches, find_checker, find_model, find_template, find_words
+from ldm.modules.encoders.tokenizer import find_tokenizer
+from scripts._options import OptionParser, Order, find_batches, find_checker, find_model, find_template
 from scripts._run import run
 
 SCALE = 5.0
@@ -49,7 +50,7 @@ def settle(options: argparse.Namespace) -> Order:
     checker = find_checker(options.safety_checker, files.safety_checker)
     print(f"loaded input image of size ({pixels.shape[1]}, {pixels.shape[0]}) from {path}")
     fitted = resize(pixels, height=height, width=width)
-    words = find_words(options.clip, files)
+    words = find_tokenizer(options.clip, version=shape.tokenizer, checkpoint=files.checkpoint)
     return Order(options, files, shape, words, checker, template, batches=find_batches(options), init=fitted)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.inference.models import LAION_400M, read_shape
-from scripts._options import OptionParser, Order, find_batches, find_checker, find_model, find_template, find_words
+from ldm.modules.encoders.tokenizer import find_tokenizer
+from scripts._options import OptionParser, Order, find_batches, find_checker, find_model, find_template
 from scripts._run import run
 
 OUTDIR = "outputs/txt2img-samples"
@@ -38,7 +39,7 @@ def settle(options: argparse.Namespace) -> Order:
     scale = files.guidance_scale or SCALE
     template = find_template(options, shape, scale=scale, height=height, width=width)
     checker = find_checker(options.safety_checker, files.safety_checker)
-    words = find_words(options.clip, files)
+    words = find_tokenizer(options.clip, version=shape.tokenizer, checkpoint=files.checkpoint)
     return Order(options, files, shape, words, checker, template, batches=find_batches(options))
 
 

@@ -45,13 +45,15 @@ class ModelFiles:
 @dataclass(frozen=True)
 class ModelShape:
     """A latent has `channels`, and sides `factor` times shorter than the picture's. Pixels of a side that the U-Net was
-    trained for: `size`; that the first stage was: `first_stage_size`.
+    trained for: `size`; that the first stage was: `first_stage_size`. `tokenizer`: the folder that some people name as
+    `version` of the text encoder.
     """
 
     channels: int
     factor: int
     size: int
     first_stage_size: int
+    tokenizer: Optional[str] = None
 
     @property
     def size_multiple(self) -> int:
@@ -144,7 +146,7 @@ def looked_for(names: Sequence[str]) -> str:
 
 
 def read_shape(config: Path) -> ModelShape:
-    """What sizes the model of this YAML works on; ConfigError where the YAML does not say."""
+    """What the model of this YAML works on; ConfigError where the YAML does not say."""
     params = _subtree(_load_yaml(config), "model.params", config)
     first_stage = _subtree(params, "first_stage_config.params.ddconfig", config)
     levels = _subtree(first_stage, "ch_mult", config)
@@ -156,15 +158,14 @@ def read_shape(config: Path) -> ModelShape:
         factor=factor,
         size=_number(params, "image_size", config) * factor,
         first_stage_size=_number(first_stage, "resolution", config),
+        tokenizer=_tokenizer(params),
     )
 
 
-def tokenizer_folder(config: Path) -> Optional[str]:
-    """`version` of the text encoder in a model's YAML, a folder that some people set there; None where none stands."""
-    node = _load_yaml(config)
-    for key in ("model", "params", "cond_stage_config", "params", "version"):
-        node = node.get(key) if isinstance(node, dict) else None
-    return None if node is None else str(node)
+def _tokenizer(params: Any) -> Optional[str]:
+    for key in ("cond_stage_config", "params", "version"):
+        params = params.get(key) if isinstance(params, dict) else None
+    return None if params is None else str(params)
 
 
 def _load_yaml(path: Path) -> Any:
