@@ -2,8 +2,8 @@
 
     {"index":7,"shard":0,"file":"samples/000/000007.png","request_id":"...","request":{...}}    one line of plan.jsonl
 
-The plan's id changes when, and only when, the pictures, their places or the model change; how the work is done (batch
-size, cards, cluster) is no part of it.
+The plan's id changes when, and only when, the pictures, their files or the model change; how the work is done (shards,
+batch size, cards, cluster) is no part of it.
 """
 
 from __future__ import annotations
@@ -41,19 +41,20 @@ def image_file(index: int) -> str:
 class PlanDigest:
     """The identity of a plan, gathered while its pictures go by, so that they need not be kept."""
 
-    def __init__(self, model: Mapping[str, str]) -> None:
+    def __init__(self, model: Mapping[str, str], images_per_shard: int) -> None:
         """`model`: what the pictures depend on beside their requests, such as the sha256 of the checkpoint."""
         self._digest = hashlib.sha256(json.dumps(model, sort_keys=True).encode("utf-8"))
+        self._images_per_shard = images_per_shard
         self._images = 0
         self._shards = 0
 
     def add(self, image: PlannedImage) -> None:
-        self._digest.update(f"\n{image.index} {image.shard} {image.request_id}".encode("ascii"))
+        self._digest.update(f"\n{image.index} {image.file} {image.request_id}".encode("ascii"))
         self._images += 1
         self._shards = image.shard + 1
 
     def totals(self) -> PlanTotals:
-        return PlanTotals(plan_id=self._digest.hexdigest(), images=self._images, shards=self._shards)
+        return PlanTotals(self._digest.hexdigest(), self._images, self._shards, self._images_per_shard)
 
 
 def to_line(image: PlannedImage) -> str:

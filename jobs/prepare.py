@@ -52,6 +52,7 @@ REHEARSAL_MODEL = RunModel(
     size=REHEARSAL_SIZE,
     size_multiple=SIZE_MULTIPLE,
 )
+USUAL_IMAGES_PER_SHARD = 100  # where nothing is known of the speed
 OPTIONS = {"ckpt": "checkpoint", "safety-checker": "safety_checker"}  # of the scripts, where a setting has another name
 PACKAGES = ("torch", "numpy", "Pillow", "omegaconf", "submitit", "tokenizers", "transformers")
 
@@ -201,6 +202,7 @@ def _git(*words: str) -> Optional[str]:
 
 
 def _write_plan(path: Path, prompts: Path, spec: JobSpec, model: RunModel) -> PlanTotals:
+    images_per_shard = spec.images_per_shard or USUAL_IMAGES_PER_SHARD
     digest = PlanDigest(
         {
             "config": model.config_sha256,
@@ -208,9 +210,10 @@ def _write_plan(path: Path, prompts: Path, spec: JobSpec, model: RunModel) -> Pl
             "clip": model.clip_sha256,
             "precision": spec.precision,
             "safety": spec.safety,
-        }
+        },
+        images_per_shard,
     )
-    images = planned_images(_requests(prompts, spec, model), spec.images_per_shard)
+    images = planned_images(_requests(prompts, spec, model), images_per_shard)
     with naming(path), path.open("w", encoding="utf-8", newline="\n") as file:
         for image in images:
             digest.add(image)

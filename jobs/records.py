@@ -25,16 +25,23 @@ from ldm.inference.spec import ImageRecord
 
 LAST_LINE_BYTES = 64 * 1024
 FLUSH_SECONDS = 1.0
+ATTEMPTS = 3  # of a picture that fails, before it is left alone
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A planned picture that the model could not make."""
+    """A planned picture that the model could not make, `attempts` times so far."""
 
     index: int
     request_id: str
     error: str
     worker: str
+    attempts: int = 1
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether it is left alone from now on, until a user asks for another try."""
+        return self.attempts >= ATTEMPTS
 
 
 @dataclass(frozen=True)

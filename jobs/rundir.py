@@ -6,7 +6,9 @@
       submissions.jsonl           launcher          one line a submission
       samples/000/000123.png      owning worker     whole or absent
       records/shard-00012.jsonl   owning worker     see jobs.records
+      workers/<job>/...json       each process       see jobs.attendance
       logs/                       scheduler, launcher
+      pause                       a user             workers end once this file is there
 
 A run folder appears whole: it is written beside its name and renamed.
 """
@@ -32,7 +34,7 @@ from jobs.spec import ClusterProfile, JobSpec, PlanTotals, Shard
 from ldm.errors import RunError
 from ldm.inference.files import naming
 
-FORMAT = 1  # of the run folder; a later program says so when it meets an older one
+FORMAT = 2  # of the run folder; a later program says so when it meets an older one
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class RunDir:
         self.info_path = self.path / "run.yaml"
         self.submissions_path = self.path / "submissions.jsonl"
         self.logs = self.path / "logs"
+        self.workers = self.path / "workers"
+        self.pause_path = self.path / "pause"
 
     def image_path(self, file: str) -> Path:
         return self.path / file
@@ -205,14 +209,14 @@ def plan_id_of(run: RunDir) -> Optional[str]:
     return None
 
 
-def shard_indices(plan: PlanTotals, images_per_shard: int, shard: int) -> range:
+def shard_indices(plan: PlanTotals, shard: int) -> range:
     """The indices of a shard's pictures."""
-    return range(shard * images_per_shard, min((shard + 1) * images_per_shard, plan.images))
+    return range(shard * plan.images_per_shard, min((shard + 1) * plan.images_per_shard, plan.images))
 
 
 def shard_files(run: RunDir, info: RunInfo, shard: int) -> List[Path]:
     """The files that a shard leaves when nothing is dropped or failed."""
-    indices = shard_indices(info.plan, info.settings.spec.images_per_shard, shard)
+    indices = shard_indices(info.plan, shard)
     return [run.image_path(image_file(index)) for index in indices]
 
 
@@ -220,7 +224,7 @@ def _info(values: Dict[str, Any], where: str) -> RunInfo:
     spec = build(JobSpec, [(key, value, where) for key, value in values["spec"].items()])
     profile = build(ClusterProfile, [(key, value, where) for key, value in values["cluster"].items()])
     return RunInfo(
-        plan=PlanTotals(plan_id=values["plan_id"], images=values["images"], shards=values["shards"]),
+        plan=PlanTotals(**{name: values[name] for name in ("plan_id", "images", "shards", "images_per_shard")}),
         created=values["created"],
         prompts=values["prompts"],
         model=RunModel(**values["model"]),

@@ -5,9 +5,10 @@ OmegaConf reads the annotations of `JobSpec` and `ClusterProfile`, so they are t
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, Iterable, List, Optional, Pattern, Tuple
 
 from ldm.errors import ConfigError, RequestError
 from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName
@@ -15,14 +16,23 @@ from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName
 PRECISIONS = ("full", "autocast")
 DEVICES = ("auto", "cpu", "gpu", "dcu")
 SAFETY_POLICIES = ("keep", "blur", "black", "drop", "off")
+FORMATS = ("png", "jpeg", "webp")
+OUTPUTS = ("folder", "webdataset")
+POST_STEPS = ("pack", "verify", "report")
 SCHEDULERS = ("local", "slurm")
-OF_JOBS = ("partition", "account", "qos", "gres", "python", "setup", "env", "directives", "omit")
+OF_JOBS = (
+    *("partition", "account", "qos", "gres", "python", "setup", "ld_library_path", "env", "directives", "omit"),
+    *("max_submit_jobs", "max_time_min"),
+)
 NAME = re.compile(r"\w[\w.+-]*")
 DIRECTIVE = re.compile(r"[a-z][a-z-]*")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 # These say how the work is done, not what is made: a run may go on under other values of them.
-HOW = ("cluster", "batch_size", "device", "cards", "max_parallel", "time_limit_min", "requeue")
+HOW = (
+    *("cluster", "batch_size", "device", "cards", "max_parallel", "time_limit_min", "task_min", "seconds_per_image"),
+    *("requeue", "links", "post", "mail", "webhook"),
+)
 
 
 @dataclass(frozen=True)
@@ -47,26 +57,43 @@ class JobSpec:
     steps: int = 50
     guidance_scale: Optional[float] = None  # None: the model's; 7.5 for SD v1
     eta: float = 0.0
-    images_per_shard: int = 100
+    format: str = "png"
+    quality: int = 95  # of jpeg and webp, 1 to 100
+    output: str = "folder"  # or webdataset: one tar a shard
+    images_per_shard: Optional[int] = None  # None: as many as make about task_min minutes
     precision: str = "autocast"
     batch_size: int = 4
     device: str = "auto"
     cards: int = 1  # per array task, one process each
     max_parallel: Optional[int] = None  # array tasks at a time
     time_limit_min: int = 120  # per array task
+    task_min: int = 15  # minutes that an array task should last
+    seconds_per_image: Optional[float] = None  # None: what an earlier run or `probe` measured
     requeue: bool = True
+    links: Optional[int] = None  # arrays one behind the other where a job may not requeue; None: as the time needs
+    post: List[str] = field(default_factory=list)  # jobs behind the last picture: pack, verify, report
+    mail: Optional[str] = None  # address that Slurm writes to at the end
+    webhook: Optional[str] = None  # URL that is told at the end
 
     def __post_init__(self) -> None:
-        for name in ("images_per_prompt", "images_per_shard", "batch_size", "cards", "time_limit_min"):
+        for name in ("images_per_prompt", "batch_size", "cards", "time_limit_min", "task_min"):
             _check_at_least_one(name, getattr(self, name))
-        if self.max_parallel is not None:
-            _check_at_least_one("max_parallel", self.max_parallel)
+        for name in ("images_per_shard", "max_parallel", "links"):
+            _check_at_least_one(name, getattr(self, name), or_none=True)
+        if self.seconds_per_image is not None and not 0 < self.seconds_per_image < math.inf:
+            raise ConfigError(f"seconds_per_image must be above 0, got {self.seconds_per_image}")
+        if not 1 <= self.quality <= 100:
+            raise ConfigError(f"quality must be in 1..100, got {self.quality}")
         if self.name is not None and not NAME.fullmatch(self.name):
             raise ConfigError(f"name must be letters, digits and any of _ . + -, not first, got {self.name!r}")
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("device", self.device, DEVICES)
         _check_choice("safety", self.safety, SAFETY_POLICIES)
         _check_choice("sampler", self.sampler, tuple(member.value for member in SamplerName))
+        _check_choice("format", self.format, FORMATS)
+        _check_choice("output", self.output, OUTPUTS)
+        for step in self.post:
+            _check_choice("post", step, POST_STEPS)
 
 
 @dataclass(frozen=True)
@@ -85,19 +112,24 @@ class ClusterProfile:
     env: Dict[str, str] = field(default_factory=dict)
     directives: Dict[str, str] = field(default_factory=dict)  # further #SBATCH lines by long name; "" has no value
     omit: List[str] = field(default_factory=list)  # #SBATCH lines that the site refuses, by long name
+    ld_library_path: List[str] = field(default_factory=list)  # folders, in this order before what the setup leaves
     max_array_size: int = 1001  # Slurm's MaxArraySize: the highest index is one less
+    max_submit_jobs: Optional[int] = None  # array tasks that one user may have in the queue
+    max_time_min: Optional[int] = None  # of a job in this partition
+    requeue: bool = True  # whether a job may put itself back into the queue
     price_per_card_hour: Optional[float] = None
+    currency: str = ""
 
     def __post_init__(self) -> None:
         _check_choice("scheduler", self.scheduler, SCHEDULERS)
         for name in ("cards_per_node", "cpus_per_card", "max_array_size"):
             _check_at_least_one(name, getattr(self, name))
-        for directive in (*self.omit, *self.directives):
-            if not DIRECTIVE.fullmatch(directive):
-                raise ConfigError(f"a directive is written by its long name without dashes, got {directive!r}")
-        for variable in self.env:
-            if not VARIABLE.fullmatch(variable):
-                raise ConfigError(f"env must name variables of letters, digits and _, got {variable!r}")
+        for name in ("max_submit_jobs", "max_time_min"):
+            _check_at_least_one(name, getattr(self, name), or_none=True)
+        _check_names(
+            DIRECTIVE, (*self.omit, *self.directives), "a directive is written by its long name without dashes"
+        )
+        _check_names(VARIABLE, self.env, "env must name variables of letters, digits and _")
         if self.price_per_card_hour is not None and self.price_per_card_hour < 0:
             raise ConfigError(f"price_per_card_hour must not be negative, got {self.price_per_card_hour}")
         idle = [name for name in OF_JOBS if getattr(self, name)] if self.scheduler == "local" else []
@@ -131,6 +163,7 @@ class PlanTotals:
     plan_id: str
     images: int
     shards: int
+    images_per_shard: int
 
 
 def template_request(spec: JobSpec, *, size: int, guidance_scale: float) -> GenerationRequest:
@@ -152,9 +185,17 @@ def template_request(spec: JobSpec, *, size: int, guidance_scale: float) -> Gene
         raise ConfigError(f"{error} (from the job's settings)") from error
 
 
-def _check_at_least_one(name: str, value: int) -> None:
-    if value < 1:
+def _check_at_least_one(name: str, value: Optional[int], *, or_none: bool = False) -> None:
+    if value is None and or_none:
+        return
+    if value is None or value < 1:
         raise ConfigError(f"{name} must be at least 1, got {value}")
+
+
+def _check_names(allowed: Pattern[str], names: Iterable[str], rule: str) -> None:
+    for name in names:
+        if not allowed.fullmatch(name):
+            raise ConfigError(f"{rule}, got {name!r}")
 
 
 def _check_choice(name: str, value: str, known: Tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ from tests import code_rules as rules
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ("ldm/", "jobs/", "scripts/", "benchmarks/")
-PRINTERS = ("scripts/", "benchmarks/", "tests/", "jobs/cli.py", "jobs/__main__.py")
+PRINTERS = ("scripts/", "benchmarks/", "tests/", "jobs/cli.py", "jobs/commands/", "jobs/__main__.py")
 CUDA_SPEAKER = "ldm/inference/runtime.py"
 LIGHT = ("ldm.errors", "ldm.util", "ldm.inference.spec", "ldm.inference.prompts", "jobs")
 HEAVY = ("torch", "numpy", "PIL", "transformers", "pytorch_lightning")

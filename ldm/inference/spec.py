@@ -116,7 +116,10 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """What a worker writes down about one planned image once its file is whole. `seconds` is its share of the batch."""
+    """What a worker writes down about one planned image once its file is whole.
+
+    `seconds` is its share of the batch. `note` says what was unusual about it, such as a second try in float32.
+    """
 
     index: int
     request_id: str
@@ -128,6 +131,7 @@ class ImageRecord:
     seconds: float
     device: str
     worker: str
+    note: str = ""
 
 
 def check_size(name: str, value: int, multiple: int = SIZE_MULTIPLE) -> None:

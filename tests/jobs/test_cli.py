@@ -187,11 +187,12 @@ def test_prompts_and_runs_of_any_name(tmp_path, name):
 
 def test_an_interrupted_submit_says_how_to_go_on(monkeypatch, capsys):
     from jobs import cli
+    from jobs.commands import seeing
 
     def interrupted(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_status", interrupted)
+    monkeypatch.setattr(seeing, "status", interrupted)
     assert cli.main(["status", "x"]) == 130
     assert "the same command goes on with what is missing" in capsys.readouterr().err
 

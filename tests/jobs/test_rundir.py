@@ -75,7 +75,7 @@ def test_a_folder_without_run_yaml_is_no_run(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("format: 1", "format: 2", "must be of format 1, got 2"),
+        ("format: 2", "format: 3", "must be of format 2, got 3"),
         ("plan_id", "plan_idd", "is damaged: 'plan_id'"),
         ("  batch_size", "  batch_sice", "there is no key 'batch_sice'; did you mean batch_size"),
         ("  size_multiple: 8\n", "", "is damaged: .*size_multiple"),

@@ -1,0 +1,141 @@
+"""Commands that make pictures: plan, submit, resume, render, work."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from typing import TYPE_CHECKING, List, Tuple
+
+from jobs.commands.common import add_command, counted, of_prompts, of_run, shown, with_settings
+from ldm.errors import ConfigError, GenerationError, RunError
+
+if TYPE_CHECKING:
+    from jobs.commands.common import Subparsers
+    from jobs.config import Settings
+    from jobs.prepare import Prepared
+    from jobs.rundir import RunDir, RunInfo
+
+log = logging.getLogger(__name__)
+
+
+def add(commands: Subparsers) -> None:
+    of_prompts(add_command(commands, "plan", plan, "plan the prompts, start nothing, and print the run folder"))
+    of_prompts(add_command(commands, "submit", submit, "plan the prompts and start the workers"))
+    with_settings(of_run(add_command(commands, "resume", resume, "start workers for what a run still misses")))
+    of_prompts(add_command(commands, "render", render, "print a plain sbatch file that does the same"), "PROMPTS|RUN")
+    worker = add_command(commands, "work", work, "make pictures here: in a job, or by srun in an salloc")
+    with_settings(of_run(worker))
+    worker.add_argument("--shard", metavar="N", help="only these shards, as 3 or 0-3,7")
+    worker.add_argument("--part", metavar="K/N", default="0/1", help="only one of N parts of them, K from 0")
+
+
+def run_in_job(words: List[str]) -> None:
+    """What a job calls: the command, whose exit status becomes that of the job."""
+    from jobs.cli import main
+
+    status = main(words)
+    if status:
+        sys.exit(status)
+
+
+def plan(options: argparse.Namespace) -> int:
+    prepared, _ = _prepare(options)
+    print(shown(prepared.run.path))
+    return 0
+
+
+def submit(options: argparse.Namespace) -> int:
+    prepared, settings = _prepare(options)
+    return _start(prepared.run, prepared.info, settings)
+
+
+def resume(options: argparse.Namespace) -> int:
+    from jobs.config import read_settings
+    from jobs.rundir import RunDir
+
+    run = RunDir(options.subject)
+    info = run.info()
+    return _start(run, info, read_settings(options.settings, info.settings))
+
+
+def render(options: argparse.Namespace) -> int:
+    from jobs.config import read_settings
+    from jobs.launch import missing_shards
+    from jobs.reading import reading
+    from jobs.rundir import RunDir
+    from jobs.sbatch import render as rendered
+
+    with reading(options.subject):
+        is_run = options.subject.is_dir()
+    if is_run:
+        run = RunDir(options.subject)
+        info = run.info()
+        settings = read_settings(options.settings, info.settings)
+    else:
+        prepared, settings = _prepare(options)
+        run, info = prepared.run, prepared.info
+    if settings.profile.scheduler != "slurm":
+        raise ConfigError(f"cluster {settings.spec.cluster!r} has no Slurm to render a job for; give cluster=NAME")
+    shards = missing_shards(run, info)
+    if not shards:
+        raise RunError(f"nothing is missing in {run.path}, so there is nothing to submit")
+    sys.stdout.write(rendered(run, settings, shards, info.plan.shards))
+    return 0
+
+
+def work(options: argparse.Namespace) -> int:
+    from jobs.place import parse_part
+    from jobs.plan import parse_ranges
+    from jobs.rundir import RunDir
+    from jobs.work import work as work_on
+
+    shards = parse_ranges(options.shard) if options.shard else None
+    return work_on(RunDir(options.subject), options.settings, shards=shards, part=parse_part(options.part))
+
+
+def _prepare(options: argparse.Namespace) -> Tuple[Prepared, Settings]:
+    from jobs.config import read_settings
+    from jobs.prepare import prepare_run
+
+    settings = read_settings(options.settings)
+    prepared = prepare_run(options.subject, settings)
+    begun, planned = "resuming" if prepared.resumed else "planned", prepared.info.plan
+    size = f"{counted(planned.images, 'picture')} in {counted(planned.shards, 'shard')}"
+    log.info("%s: %s (%s)", begun, shown(prepared.run.path), size)
+    return prepared, settings
+
+
+def _start(run: RunDir, info: RunInfo, settings: Settings) -> int:
+    from jobs.launch import missing_shards, run_here, submit_to_slurm
+    from jobs.progress import Progress
+
+    shards = missing_shards(run, info)
+    if not shards:
+        log.info("nothing is missing")
+        return _finish(run, info)
+    if settings.profile.scheduler == "slurm":
+        tasks = submit_to_slurm(run, settings, shards, run_in_job)
+        jobs = dict.fromkeys(task.job.split("_")[0] for task in tasks)
+        print(f"submitted {counted(len(tasks), 'task')}: {' '.join(jobs)}")
+        print(f"python -m jobs status {shlex.quote(str(shown(run.path)))}")
+        return 0
+    with Progress(run, info) as progress:
+        status = run_here(run, settings, shards, progress.show)
+    finished = _finish(run, info)
+    return status or finished
+
+
+def _finish(run: RunDir, info: RunInfo) -> int:
+    """Say what became of the run; a status that is not 0 if pictures are missing or failed."""
+    from jobs.grid import make_sheet
+    from jobs.report import format_report, make_report
+
+    report = make_report(run, info)
+    print("\n".join(format_report(report)))
+    sheet = make_sheet(run, info)
+    if sheet is not None:
+        print(f"pictures: {shown(run.path / 'samples')}")
+        print(f"grid:     {shown(sheet)}")
+    return GenerationError.exit_code if report.failed or report.missing else 0
