@@ -210,6 +210,8 @@ def _write_plan(path: Path, prompts: Path, spec: JobSpec, model: RunModel) -> Pl
             "clip": model.clip_sha256,
             "precision": spec.precision,
             "safety": spec.safety,
+            "output": spec.output,
+            "quality": "" if spec.format == "png" else str(spec.quality),
         },
         images_per_shard,
     )

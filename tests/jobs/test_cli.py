@@ -200,11 +200,12 @@ def test_an_interrupted_submit_says_how_to_go_on(monkeypatch, capsys):
 @pytest.mark.parametrize("status", [0, 4])
 def test_in_a_job_the_status_of_the_command_is_that_of_the_process(monkeypatch, status):
     from jobs import cli
+    from jobs.commands import making
 
     monkeypatch.setattr(cli, "main", lambda words: status)
     if status == 0:
-        assert cli.run_in_job(["status", "x"]) is None
+        assert making.run_in_job(["status", "x"]) is None
     else:
         with pytest.raises(SystemExit) as ended:
-            cli.run_in_job(["status", "x"])
+            making.run_in_job(["status", "x"])
         assert ended.value.code == status

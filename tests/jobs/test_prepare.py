@@ -51,17 +51,34 @@ def test_the_same_plan_is_resumed_on_any_day(tmp_path):
     assert entries(tmp_path / "outputs") == ["prompts-20240223"]
 
 
-@pytest.mark.parametrize("word", ["batch_size=1", "device=cpu", "cards=2", "cluster=scnet-dcu", "time_limit_min=9"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "batch_size=1",
+        "device=cpu",
+        "cards=2",
+        "cluster=scnet-dcu",
+        "time_limit_min=9",
+        "images_per_shard=3",
+        "quality=9",
+    ],
+)
 def test_how_the_work_is_done_makes_no_other_plan(tmp_path, word):
     assert prepare(tmp_path).run.path == prepare(tmp_path, word).run.path
 
 
-@pytest.mark.parametrize("word", ["steps=2", "seed=1", "images_per_prompt=2", "images_per_shard=3", "precision=full"])
+@pytest.mark.parametrize(
+    "word", ["steps=2", "seed=1", "images_per_prompt=2", "precision=full", "format=webp", "output=webdataset"]
+)
 def test_what_is_made_makes_another_run(tmp_path, word):
     assert prepare(tmp_path).run.path.name == "prompts-20240223"
     other = prepare(tmp_path, word)
     assert other.run.path.name == "prompts-20240223-2"
     assert not other.resumed
+
+
+def test_another_quality_of_jpeg_makes_another_run(tmp_path):
+    assert prepare(tmp_path, "format=jpeg").run.path != prepare(tmp_path, "format=jpeg", "quality=9").run.path
 
 
 def test_of_several_runs_the_one_with_the_plan_is_resumed(tmp_path):
