@@ -1,7 +1,8 @@
 """Files that are whole or absent: the one way in which a result reaches the disk.
 
 Written beside the target, synced, then given its name in one step. Needs neither torch nor Pillow, so that the control
-plane may use it too. Every failure is an `OutputError` that names the file; nothing half-written stays behind.
+plane may use it too. Every failure is an `OutputError` that names the file; nothing half-written stays behind, but for
+the part of a process that was killed: `sweep` removes those, at any time, for a writer whose part it took writes again.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import re
 import time
 import uuid
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Container, Iterator, Optional, TypeVar
 
 from ldm.errors import OutputError
+
+Named = TypeVar("Named")
 
 ADVICE = {
     errno.ENOSPC: "free some space or choose another folder",
@@ -28,20 +31,51 @@ ADVICE = {
     errno.EEXIST: "a file stands where a folder must be: choose another name",
 }
 
+PART = re.compile(r"\.(.*)\.[0-9a-f]{12}\.part")
+# What may pass: the part was swept, a server of a shared file system was replaced.
+PASSING = (errno.ENOENT, errno.ESTALE)
+TRIES = 4
+TRY_AGAIN_SECONDS = 0.2
+
 # Without hard links a name is taken by an empty file first: one that is as old has lost its writer.
 PLACEHOLDER_SECONDS = 2.0
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Readers see no file or the whole file, never a part, even after a node has crashed."""
-    with _written_beside(path.parent, path.name, data) as part, naming(path):
-        os.replace(part, path)
+    _write(path, data, os.replace)
 
 
 def write_once(path: Path, data: bytes) -> bool:
     """As `write_atomically`, but a file that is there already stays. Says whether this call wrote it."""
-    with _written_beside(path.parent, path.name, data) as part, naming(path):
-        return _name_exclusively(part, path)
+    return _write(path, data, _name_exclusively)
+
+
+def sweep(folder: Path, names: Optional[Container[str]] = None) -> int:
+    """Remove what was begun in `folder` of files with these names, of all where None, and never finished; how many."""
+    swept = 0
+    with naming(folder), contextlib.suppress(FileNotFoundError):
+        for entry in os.listdir(folder):
+            found = PART.fullmatch(entry)
+            if found and (names is None or found.group(1) in names):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(folder / entry)
+                    swept += 1
+    return swept
+
+
+def _write(path: Path, data: bytes, name: Callable[[Path, Path], Named]) -> Named:
+    """Write a part, and have it named; all over again where something came between that may pass."""
+    with naming(path):
+        for further in range(TRIES - 1, -1, -1):
+            try:
+                with _written_beside(path.parent, path.name, data) as part:
+                    return name(part, path)
+            except OSError as error:
+                if error.errno not in PASSING or not further:
+                    raise
+                time.sleep(TRY_AGAIN_SECONDS)
+        raise AssertionError("the last try returns or raises")
 
 
 @contextlib.contextmanager
@@ -68,18 +102,16 @@ class NumberedFiles:
 
     def write(self, data: bytes) -> Path:
         """Write `data` under the next free number and return its path."""
-        with _written_beside(self.folder, self.pattern.format(self.next_number), data) as part:
-            while True:
-                path = self.folder / self.pattern.format(self.next_number)
-                self.next_number += 1
-                with naming(path):
-                    if _name_exclusively(part, path):
-                        return path
+        while True:
+            path = self.folder / self.pattern.format(self.next_number)
+            self.next_number += 1
+            if write_once(path, data):
+                return path
 
 
 def make_folder(folder: Path) -> Path:
     """Create `folder` and prove that it can be written to, before the long work whose results go there."""
-    with _written_beside(folder, "", b"\0"):
+    with naming(folder), _written_beside(folder, "", b"\0"):
         return folder
 
 
@@ -97,12 +129,11 @@ def _written_beside(folder: Path, name: str, data: bytes) -> Iterator[Path]:
     """A synced file with `data` in the folder where `name` will stand; gone at the end unless it was renamed."""
     part = folder / f".{name}.{uuid.uuid4().hex[:12]}.part"
     try:
-        with naming(folder / name):
-            folder.mkdir(parents=True, exist_ok=True)
-            with part.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        folder.mkdir(parents=True, exist_ok=True)
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         yield part
     finally:
         with contextlib.suppress(OSError):
@@ -115,7 +146,9 @@ def _name_exclusively(part: Path, path: Path) -> bool:
         os.link(part, path)
     except FileExistsError:
         return False
-    except OSError:
+    except OSError as error:
+        if error.errno in PASSING:
+            raise
         try:
             path.open("xb").close()
         except FileExistsError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -151,3 +152,41 @@ def test_a_folder_that_refuses_writing_is_found_before_the_work(tmp_path):
 def test_sha256_is_that_of_the_content(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256_of(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_sweeping_takes_what_was_begun_and_nothing_else(tmp_path):
+    for name in ("a.png", ".a.png.0123456789ab.part", ".b.png.0123456789ab.part", ".hidden", "x.part"):
+        (tmp_path / name).write_bytes(b"x")
+    assert files.sweep(tmp_path, {"a.png"}) == 1
+    assert names(tmp_path) == [".b.png.0123456789ab.part", ".hidden", "a.png", "x.part"]
+    assert files.sweep(tmp_path) == 1
+    assert files.sweep(tmp_path / "nowhere") == 0
+
+
+@pytest.mark.parametrize(("write", "step"), [(write_once, "link"), (write_atomically, "replace")])
+def test_a_writer_whose_part_is_swept_away_writes_again(tmp_path, monkeypatch, write, step):
+    name, swept = getattr(os, step), []
+
+    def sweep_first(source, target):
+        if not swept:
+            swept.append(files.sweep(tmp_path))
+        name(source, target)
+
+    monkeypatch.setattr(files.os, step, sweep_first)
+    write(tmp_path / "a", b"whole")
+    assert swept == [1]
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"whole"
+
+
+def test_a_stale_handle_of_a_shared_file_system_is_tried_again(tmp_path, monkeypatch):
+    replace, failures = os.replace, [OSError(errno.ESTALE, "Stale file handle")] * 2
+
+    def stale(source, target):
+        if failures:
+            raise failures.pop()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stale)
+    write_atomically(tmp_path / "a", b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole"
