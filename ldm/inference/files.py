@@ -15,11 +15,12 @@ import re
 import time
 import uuid
 from pathlib import Path
-from typing import Callable, Container, Iterator, Optional, TypeVar
+from typing import BinaryIO, Callable, Container, Iterator, Optional, TypeVar
 
 from ldm.errors import OutputError
 
 Named = TypeVar("Named")
+Fill = Callable[[BinaryIO], object]  # writes the content of a file, all of it
 
 ADVICE = {
     errno.ENOSPC: "free some space or choose another folder",
@@ -43,12 +44,20 @@ PLACEHOLDER_SECONDS = 2.0
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Readers see no file or the whole file, never a part, even after a node has crashed."""
-    _write(path, data, os.replace)
+    _write(path, lambda file: file.write(data), os.replace)
 
 
 def write_once(path: Path, data: bytes) -> bool:
     """As `write_atomically`, but a file that is there already stays. Says whether this call wrote it."""
-    return _write(path, data, _name_exclusively)
+    return write_once_from(path, lambda file: file.write(data))
+
+
+def write_once_from(path: Path, fill: Fill) -> bool:
+    """As `write_once`, of what `fill` writes into the file, piece by piece. It may be asked to do so several times.
+
+    What `fill` raises comes out as it is, unless it is an OSError; then no file is left.
+    """
+    return _write(path, fill, _name_exclusively)
 
 
 def sweep(folder: Path, names: Optional[Container[str]] = None) -> int:
@@ -64,12 +73,12 @@ def sweep(folder: Path, names: Optional[Container[str]] = None) -> int:
     return swept
 
 
-def _write(path: Path, data: bytes, name: Callable[[Path, Path], Named]) -> Named:
+def _write(path: Path, fill: Fill, name: Callable[[Path, Path], Named]) -> Named:
     """Write a part, and have it named; all over again where something came between that may pass."""
     with naming(path):
         for further in range(TRIES - 1, -1, -1):
             try:
-                with _written_beside(path.parent, path.name, data) as part:
+                with _written_beside(path.parent, path.name, fill) as part:
                     return name(part, path)
             except OSError as error:
                 if error.errno not in PASSING or not further:
@@ -111,7 +120,7 @@ class NumberedFiles:
 
 def make_folder(folder: Path) -> Path:
     """Create `folder` and prove that it can be written to, before the long work whose results go there."""
-    with naming(folder), _written_beside(folder, "", b"\0"):
+    with naming(folder), _written_beside(folder, "", lambda file: file.write(b"\0")):
         return folder
 
 
@@ -125,13 +134,13 @@ def sha256_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _written_beside(folder: Path, name: str, data: bytes) -> Iterator[Path]:
-    """A synced file with `data` in the folder where `name` will stand; gone at the end unless it was renamed."""
+def _written_beside(folder: Path, name: str, fill: Fill) -> Iterator[Path]:
+    """A synced file that `fill` wrote, in the folder where `name` will stand; gone at the end unless it was renamed."""
     part = folder / f".{name}.{uuid.uuid4().hex[:12]}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with part.open("xb") as file:
-            file.write(data)
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
         yield part

@@ -13,7 +13,14 @@ import pytest
 
 from ldm.errors import OutputError
 from ldm.inference import files
-from ldm.inference.files import NumberedFiles, make_folder, sha256_of, write_atomically, write_once
+from ldm.inference.files import (
+    NumberedFiles,
+    make_folder,
+    sha256_of,
+    write_atomically,
+    write_once,
+    write_once_from,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -49,6 +56,27 @@ def test_the_first_of_two_writers_stays(tmp_path):
     assert not write_once(path, b"second")
     assert path.read_bytes() == b"first"
     assert names(tmp_path / "a") == ["x.bin"]
+
+
+def test_a_file_may_come_piece_by_piece_and_the_first_one_stays_then_too(tmp_path):
+    def fill(file):
+        for piece in (b"first ", b"and last"):
+            file.write(piece)
+
+    assert write_once_from(tmp_path / "x.bin", fill)
+    assert not write_once_from(tmp_path / "x.bin", lambda file: file.write(b"second"))
+    assert (tmp_path / "x.bin").read_bytes() == b"first and last"
+    assert names(tmp_path) == ["x.bin"]
+
+
+def test_a_file_whose_pieces_end_early_is_not_there(tmp_path):
+    def fill(file):
+        file.write(b"first ")
+        raise ValueError("the rest is lost")
+
+    with pytest.raises(ValueError, match="the rest is lost"):
+        write_once_from(tmp_path / "x.bin", fill)
+    assert names(tmp_path) == []
 
 
 def test_a_result_is_readable_by_whom_the_umask_lets(tmp_path):
