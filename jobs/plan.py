@@ -11,31 +11,36 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Iterable, Iterator, List, Mapping, Sequence, Tuple
+from json.encoder import encode_basestring
+from typing import Iterable, Iterator, List, Mapping, Sequence, Tuple, TypeVar
 
 from jobs.spec import PlannedImage, PlanTotals
 from ldm.errors import ConfigError, RunError
-from ldm.inference.spec import GenerationRequest, from_json, to_json
+from ldm.inference.spec import GenerationRequest, from_json, to_text
+
+Item = TypeVar("Item")
 
 FILES_PER_FOLDER = 1000
-LINES = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 
-def planned_images(requests: Iterable[GenerationRequest], images_per_shard: int) -> Iterator[PlannedImage]:
+def planned_images(
+    requests: Iterable[GenerationRequest], images_per_shard: int, format: str = "png"
+) -> Iterator[PlannedImage]:
     """Give each request its number, its file and its shard, in order."""
     for index, request in enumerate(requests):
         yield PlannedImage(
             index=index,
             shard=index // images_per_shard,
-            file=image_file(index),
+            file=image_file(index, format),
             request_id=request.request_id,
             request=request,
         )
 
 
-def image_file(index: int) -> str:
+def image_file(index: int, format: str = "png") -> str:
     """The path of picture `index` below the run folder, with at most 1,000 files in a folder."""
-    return f"samples/{index // FILES_PER_FOLDER:03}/{index:06}.png"
+    return f"samples/{index // FILES_PER_FOLDER:03}/{index:06}{SUFFIXES[format]}"
 
 
 class PlanDigest:
@@ -59,14 +64,10 @@ class PlanDigest:
 
 def to_line(image: PlannedImage) -> str:
     """One line of plan.jsonl, with its end."""
-    values = {
-        "index": image.index,
-        "shard": image.shard,
-        "file": image.file,
-        "request_id": image.request_id,
-        "request": to_json(image.request),
-    }
-    return LINES.encode(values) + "\n"
+    return (
+        f'{{"index":{image.index},"shard":{image.shard},"file":{encode_basestring(image.file)},'
+        f'"request_id":"{image.request_id}","request":{to_text(image.request)}}}\n'
+    )
 
 
 def from_line(line: str) -> PlannedImage:
@@ -78,7 +79,7 @@ def from_line(line: str) -> PlannedImage:
         raise RunError(f"plan.jsonl is damaged at {line[:60]!r}: {error}; plan the run anew") from error
 
 
-def groups(items: Sequence[int], size: int) -> List[Tuple[int, ...]]:
+def groups(items: Sequence[Item], size: int) -> List[Tuple[Item, ...]]:
     """The items in order, `size` at a time; the last group may be shorter."""
     return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
 

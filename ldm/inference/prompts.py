@@ -18,7 +18,15 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from ldm.errors import RequestError
 from ldm.inference.files import sha256_of
-from ldm.inference.spec import SIZE_MULTIPLE, GenerationRequest, InitImage, SamplerName, Spacing, check_size
+from ldm.inference.spec import (
+    SIZE_MULTIPLE,
+    GenerationRequest,
+    InitImage,
+    SamplerConfig,
+    SamplerName,
+    Spacing,
+    check_size,
+)
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +52,8 @@ FIELDS = {
     "init": TEXT,
     "strength": NUMBER,
 }
-PICTURE_FIELDS = ("prompt", "negative_prompt", "seed", "height", "width")
-SAMPLER_FIELDS = ("steps", "guidance_scale", "eta")
-DIGESTS_KEPT = 1024  # many lines start from few init images; each of those is read once
+SAMPLER_FIELDS = ("sampler", "steps", "guidance_scale", "eta", "schedule")
+PARTS_KEPT = 1024  # many lines have few samplers, and start from few init images; each of those is read once
 
 
 def read_prompts(
@@ -58,13 +65,14 @@ def read_prompts(
 
     Raises RequestError for a file that is missing, empty, neither UTF-8 nor GBK, or has a line that cannot be made.
     """
-    digest = functools.lru_cache(maxsize=DIGESTS_KEPT)(sha256_of)
+    digest = functools.lru_cache(maxsize=PARTS_KEPT)(sha256_of)
+    folder = path.parent
     number = 0
     for line, fields in _parsed_lines(path, _parser_for(path)):
         for copy in range(images_per_prompt):
             seed = fields["seed"] + copy if "seed" in fields else template.seed + number
             try:
-                request = build_request({**fields, "seed": seed}, template, path.parent, digest)
+                request = build_request({**fields, "seed": seed}, template, folder, digest)
                 check_size("height", request.height, size_multiple)
                 check_size("width", request.width, size_multiple)
             except RequestError as error:
@@ -87,13 +95,16 @@ def build_request(
     fields: Fields, template: GenerationRequest, folder: Path, digest: Digest = sha256_of
 ) -> GenerationRequest:
     """`template` with the given fields in place of its own; an init image is looked for from `folder`, and digested."""
-    changes = {name: fields[name] for name in PICTURE_FIELDS if name in fields}
-    sampler = _sampler_changes(fields)
-    if sampler:
-        changes["sampler"] = dataclasses.replace(template.sampler, **sampler)
-    if "init" in fields or "strength" in fields:
-        changes["init"] = _init_image(fields, folder, digest)
-    return dataclasses.replace(template, **changes)
+    asks_init = "init" in fields or "strength" in fields
+    return GenerationRequest(
+        prompt=fields.get("prompt", template.prompt),
+        negative_prompt=fields.get("negative_prompt", template.negative_prompt),
+        seed=fields.get("seed", template.seed),
+        height=fields.get("height", template.height),
+        width=fields.get("width", template.width),
+        sampler=_sampler(template.sampler, *(fields.get(name) for name in SAMPLER_FIELDS)),
+        init=_init_image(fields, folder, digest) if asks_init else template.init,
+    )
 
 
 def find_encoding(path: Path) -> str:
@@ -154,7 +165,7 @@ def _parse_json(line: str) -> Optional[Fields]:
     if not line:
         return None
     try:
-        fields = json.loads(line, object_pairs_hook=_without_repeats)
+        fields = _DECODER.decode(line)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"must be one JSON object, but {error}") from error
     if not isinstance(fields, dict):
@@ -173,17 +184,20 @@ def _without_repeats(pairs: List[Tuple[str, Any]]) -> Fields:
     return fields
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats)  # json.loads would make one for each line
+
+
 def _checked(name: str, value: Any) -> Any:
     """The value of a field, a number as a float, so that 7 and 7.0 ask for one and the same picture."""
-    if name not in FIELDS:
+    kind = FIELDS.get(name)
+    if kind is None:
         near = difflib.get_close_matches(name, FIELDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(FIELDS)}"
         raise RequestError(f"there is no field {name!r}; {hint}")
-    kind = FIELDS[name]
-    if not isinstance(value, TYPES[kind]) or isinstance(value, bool):
+    if type(value) not in TYPES[kind]:  # what JSON reads has these very types, and true is no whole number
         raise RequestError(f"{name} must be {kind}, got {json.dumps(value, ensure_ascii=False)}")
     if kind is TEXT:
-        _check_text(name, str(value))
+        _check_text(name, value)
     return _as_float(name, value) if kind is NUMBER else value
 
 
@@ -204,13 +218,25 @@ def _check_text(name: str, text: str) -> None:
         raise RequestError(f"{name} holds half a character at position {error.start}: {error.reason}") from error
 
 
-def _sampler_changes(fields: Fields) -> Dict[str, Any]:
-    changes = {name: fields[name] for name in SAMPLER_FIELDS if name in fields}
-    if "sampler" in fields:
-        changes["name"] = _member(SamplerName, "sampler", fields["sampler"])
-    if "schedule" in fields:
-        changes["schedule"] = _member(Spacing, "schedule", fields["schedule"])
-    return changes
+@functools.lru_cache(maxsize=PARTS_KEPT)
+def _sampler(
+    base: SamplerConfig,
+    name: Optional[str],
+    steps: Optional[int],
+    guidance_scale: Optional[float],
+    eta: Optional[float],
+    schedule: Optional[str],
+) -> SamplerConfig:
+    """`base` with what is given in place of its own."""
+    changes: Dict[str, Any] = {
+        "name": None if name is None else _member(SamplerName, "sampler", name),
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "eta": eta,
+        "schedule": None if schedule is None else _member(Spacing, "schedule", schedule),
+    }
+    given = {field: value for field, value in changes.items() if value is not None}
+    return dataclasses.replace(base, **given)
 
 
 def _member(kind: Any, name: str, value: str) -> Any:

@@ -18,6 +18,7 @@ from ldm.inference.spec import (
     check_size,
     from_json,
     to_json,
+    to_text,
 )
 
 PLAIN = GenerationRequest(prompt="a lion")
@@ -51,6 +52,25 @@ CHANGES = [
 @pytest.mark.parametrize("request_", [PLAIN, WHOLE], ids=["plain", "whole"])
 def test_a_request_comes_back_from_json_as_it_was(request_):
     assert from_json(json.loads(json.dumps(to_json(request_)))) == request_
+
+
+@pytest.mark.parametrize(
+    "request_", [PLAIN, WHOLE, *(dataclasses.replace(WHOLE, **change) for change in CHANGES)], ids=lambda _: ""
+)
+def test_text_of_a_request_is_what_json_writes(request_):
+    """It is put together by hand, as a plan has a million of them."""
+    written = json.dumps(to_json(request_), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    assert to_text(request_) == written
+
+
+def test_equal_requests_have_one_text_and_one_id():
+    """A cache stands behind both, and must not give what happened to be asked for first."""
+    whole, real = (
+        dataclasses.replace(WHOLE, sampler=dataclasses.replace(WHOLE.sampler, guidance_scale=scale, eta=eta))
+        for scale, eta in ((2, 0), (2.0, -0.0))
+    )
+    assert whole == real
+    assert (to_text(whole), whole.request_id) == (to_text(real), real.request_id)
 
 
 def test_an_id_is_16_hex_digits():
