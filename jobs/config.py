@@ -50,7 +50,22 @@ def read_settings(words: Sequence[str], base: Optional[Settings] = None) -> Sett
 
 def load_profile(name: str) -> ClusterProfile:
     """The profile of a cluster by its name in configs/clusters, or by the path of its YAML file."""
-    return build(ClusterProfile, _file_values(_profile_path(name)))
+    return build(ClusterProfile, _file_values(profile_path(name)))
+
+
+def profile_path(name: str) -> Path:
+    """The file of a profile: by its name in configs/clusters, here or in the project, or by its own path."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    known = profile_paths()
+    refuse_unknown(name, sorted(known), "cluster")
+    return known[name]
+
+
+def profile_paths() -> Dict[str, Path]:
+    """The profiles in configs/clusters by name; one of the working folder wins over the project's."""
+    folders = [folder for folder in (Path.cwd() / CLUSTERS, PROJECT_ROOT / CLUSTERS) if folder.is_dir()]
+    return {path.stem: path for folder in reversed(folders) for path in folder.glob("*.yaml")}
 
 
 def build(kind: Type[T], values: Iterable[Value], base: Optional[T] = None) -> T:
@@ -169,15 +184,6 @@ def _refuse_planned(keys: Iterable[str]) -> None:
     fixed = [key for key in keys if key in _fields(JobSpec) and key not in HOW]
     if fixed:
         raise ConfigError(f"{fixed[0]} is fixed by the plan of the run; of a run one may change {', '.join(HOW)}")
-
-
-def _profile_path(name: str) -> Path:
-    if name.endswith((".yaml", ".yml")):
-        return Path(name)
-    folders = [folder for folder in (Path.cwd() / CLUSTERS, PROJECT_ROOT / CLUSTERS) if folder.is_dir()]
-    known = {path.stem: path for folder in reversed(folders) for path in folder.glob("*.yaml")}
-    refuse_unknown(name, sorted(known), "cluster")
-    return known[name]
 
 
 def _profile_values(pairs: List[Tuple[str, str]], profile: ClusterProfile) -> List[Value]:

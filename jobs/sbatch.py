@@ -16,6 +16,8 @@ from typing import Any, Dict, List, Sequence
 
 from jobs.config import Settings
 from jobs.plan import index_ranges
+from jobs.profiles import check_profile, library_path
+from jobs.rehearsal import REHEARSAL
 from jobs.rundir import RunDir
 from ldm.errors import ConfigError, OutputError
 from ldm.inference.models import PROJECT_ROOT
@@ -43,7 +45,7 @@ def render(run: RunDir, settings: Settings, shards: Sequence[int], total: int) -
     purpose = f"# Makes what is missing in {run.path}. Submit it with sbatch, as often as needed."
     blocks = [
         "\n".join(["#!/bin/bash", purpose, *lines]),
-        *setup_blocks(run, settings, {"SDBATCH_PARTS": str(parts)}),
+        *setup_blocks(run, settings, {"SDBATCH_PARTS": str(parts)}, packages=()),
         _template("array.sh"),
     ]
     return "\n\n".join(block.strip() for block in blocks) + "\n"
@@ -56,6 +58,7 @@ def directives(run: RunDir, settings: Settings) -> Dict[str, str]:
     """
     spec, profile = settings.spec, settings.profile
     check_run_path(run)
+    check_profile(settings)
     if profile.gres and spec.cards > profile.cards_per_node:
         raise ConfigError(f"cards must be at most {profile.cards_per_node}, a node's on this cluster, got {spec.cards}")
     asked: Dict[str, Any] = {
@@ -75,8 +78,13 @@ def directives(run: RunDir, settings: Settings) -> Dict[str, str]:
     return {key: str(value) for key, value in asked.items() if value is not None}
 
 
-def setup_blocks(run: RunDir, settings: Settings, extra: Dict[str, str]) -> List[str]:
-    """The shell text before the work: exports, what the site's lines rely on, those lines, and what follows them."""
+def setup_blocks(
+    run: RunDir, settings: Settings, extra: Dict[str, str], packages: Sequence[str] = ("submitit",)
+) -> List[str]:
+    """The shell text before the work: exports, what the site's lines rely on, those lines, and what follows them.
+
+    `packages` are what the job's Python must have beside those that the work needs.
+    """
     spec, profile = settings.spec, settings.profile
     values = {
         "OMP_NUM_THREADS": str(profile.cpus_per_card),
@@ -84,6 +92,8 @@ def setup_blocks(run: RunDir, settings: Settings, extra: Dict[str, str]) -> List
         "SDBATCH_ROOT": str(PROJECT_ROOT),
         "SDBATCH_RUN": str(run.path),
         "SDBATCH_PYTHON": profile.python or sys.executable,
+        "SDBATCH_PACKAGES": " ".join([*_packages(settings), *packages]),
+        "SDBATCH_LD_LIBRARY_PATH": library_path(profile),
         "SDBATCH_CARDS": str(spec.cards),
         "SDBATCH_CPUS_PER_CARD": str(profile.cpus_per_card),
         "SDBATCH_BATCH_SIZE": str(spec.batch_size),
@@ -92,6 +102,11 @@ def setup_blocks(run: RunDir, settings: Settings, extra: Dict[str, str]) -> List
     }
     exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in values.items())
     return [exports, _template("site.sh"), "\n".join(profile.setup), _template("ready.sh")]
+
+
+def _packages(settings: Settings) -> Sequence[str]:
+    """What a worker imports; the rehearsal makes its pictures without torch."""
+    return ("yaml", "omegaconf") if settings.spec.model == REHEARSAL else ("yaml", "omegaconf", "numpy", "torch")
 
 
 def worker_device(settings: Settings) -> str:

@@ -212,6 +212,47 @@ def test_what_the_site_sets_reaches_the_worker(tmp_path):
     assert (bash.environ["A"], bash.environ["B"], bash.environ["C"]) == ("it's $HOME", "it's $HOME-b", "")
 
 
+def test_folders_of_the_profile_come_first_among_the_libraries_in_their_order(tmp_path):
+    bash = Bash(tmp_path)
+    folders = "cluster.ld_library_path=[~/env/lib, /opt/dtk/lib]"
+    bash.run(job(tmp_path, folders, setup=["export LD_LIBRARY_PATH=/set/up"]))
+    assert bash.environ["LD_LIBRARY_PATH"] == f"{Path.home()}/env/lib:/opt/dtk/lib:/set/up"
+    bash.run(job(tmp_path, folders, setup=["unset LD_LIBRARY_PATH"]))
+    assert bash.environ["LD_LIBRARY_PATH"] == f"{Path.home()}/env/lib:/opt/dtk/lib"
+
+
+def test_without_folders_the_libraries_are_as_the_setup_left_them(tmp_path):
+    bash = Bash(tmp_path)
+    bash.run(job(tmp_path, setup=["export LD_LIBRARY_PATH=/set/up"]))
+    assert bash.environ["LD_LIBRARY_PATH"] == "/set/up"
+
+
+def test_a_python_without_the_packages_is_named(tmp_path):
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nPYTHONPATH= exec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    bash = Bash(tmp_path)
+    done = bash.run(job(tmp_path, f"cluster.python={bare}"))
+    assert done.returncode == 1
+    assert "jobs: error: the job's Python, " in done.stderr
+    assert "has no yaml, omegaconf, numpy, torch; give cluster.python=/absolute/path/of/python" in done.stderr
+    assert not bash.noted.exists(), "no work under it"
+
+
+def test_a_python_that_is_not_there_is_named(tmp_path):
+    done = Bash(tmp_path).run(job(tmp_path, "cluster.python=/missing/bin/python"))
+    assert done.returncode == 127
+    assert "/missing/bin/python: No such file or directory" in done.stderr
+
+
+def test_vendor_lines_may_use_what_is_not_set_and_fail_in_what_they_test(tmp_path):
+    vendor = tmp_path / "env.sh"
+    vendor.write_text('export LIB="$NOT_SET/lib"\nif [ "$NOT_SET" = x ]; then false; fi\nfalse || true\n')
+    bash = Bash(tmp_path)
+    assert bash.run(job(tmp_path, setup=[f"source {vendor}"])).returncode == 0
+    assert bash.environ["LIB"] == "/lib"
+
+
 def test_no_core_is_dumped(tmp_path):
     done = Bash(tmp_path).run(job(tmp_path, setup=["ulimit -S -c unlimited || echo hard limit", "ulimit -c"]))
     assert done.stdout.splitlines() == ["hard limit", "0"]
@@ -237,7 +278,8 @@ def test_both_ways_to_slurm_prepare_the_job_in_the_same_words():
     blocks = setup_blocks(RUN, given, {})
     text = render(RUN, given, [0], 1)
     assert all(block.strip() in text for block in blocks[1:])
-    assert all(line in text for line in blocks[0].splitlines())
+    alone = [line for line in blocks[0].splitlines() if line not in text]
+    assert alone == ["export SDBATCH_PACKAGES='yaml omegaconf numpy torch submitit'"], "the one way goes by submitit"
 
 
 def test_every_export_is_one_word_to_the_shell():
