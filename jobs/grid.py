@@ -1,41 +1,56 @@
-"""A contact sheet of a run's first pictures."""
+"""Contact sheets of a run's pictures, grid-0000.png and on: small copies side by side, in the order of the plan."""
 
 from __future__ import annotations
 
 import itertools
+import logging
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Any, Iterator, List, Optional
 
-from jobs.reading import is_there
+from jobs.gallery import read_picture
 from jobs.records import read_records
 from jobs.rundir import RunDir, RunInfo
+from jobs.thumbnails import small_copy
+from ldm.errors import RunError
 from ldm.inference.files import write_atomically
 
-PICTURES = 64
+log = logging.getLogger(__name__)
+
+PICTURES = 64  # on a sheet
 PER_ROW = 8
-SIDE_LIMIT = 256  # px of a picture on the sheet
+SIDE_LIMIT = 256  # px of a picture on a sheet
+MOST_SHEETS = 32
 
 
 def make_sheet(run: RunDir, info: RunInfo) -> Optional[Path]:
     """Write grid-0000.png with the first pictures that are there; its path, None if there is no picture."""
-    from ldm.inference.images import encode_png, make_grid, read_picture, resize
-
-    pictures = []
-    for path in itertools.islice(_made(run, info), PICTURES):
-        pixels = read_picture(path)
-        height, width = pixels.shape[:2]
-        scale = min(1.0, SIDE_LIMIT / max(height, width))
-        pictures.append(resize(pixels, height=max(1, round(height * scale)), width=max(1, round(width * scale))))
-    if not pictures:
-        return None
-    path = run.path / "grid-0000.png"
-    write_atomically(path, encode_png(make_grid(pictures, per_row=PER_ROW)))
-    return path
+    return next(iter(make_sheets(run, info, 1)), None)
 
 
-def _made(run: RunDir, info: RunInfo) -> Iterator[Path]:
-    """The pictures that are there, in the order of the plan."""
+def make_sheets(run: RunDir, info: RunInfo, most: int = MOST_SHEETS) -> List[Path]:
+    """Write up to `most` sheets with the first pictures that are there, and return their paths."""
+    from ldm.inference.images import encode_png, make_grid
+
+    pictures = _made(run, info)
+    paths: List[Path] = []
+    for number in range(most):
+        cells = list(itertools.islice(pictures, PICTURES))
+        if not cells:
+            break
+        path = run.path / f"grid-{number:04}.png"
+        write_atomically(path, encode_png(make_grid(cells, per_row=PER_ROW)))
+        paths.append(path)
+    return paths
+
+
+def _made(run: RunDir, info: RunInfo) -> Iterator[Any]:
+    """The pictures that are there as pixels (H,W,3) uint8, in the order of the plan."""
+    import numpy as np
+
     for shard in range(info.plan.shards):
         for _, record in sorted(read_records(run.records_path(shard)).images.items()):
-            if record.file and is_there(run.image_path(record.file)):
-                yield run.image_path(record.file)
+            if record.file:
+                try:
+                    yield np.asarray(small_copy(read_picture(run, record), SIDE_LIMIT))
+                except RunError as error:
+                    log.warning("picture %d is left out: %s", record.index, error)

@@ -1,4 +1,4 @@
-"""The contact sheet shows the first pictures of a run, large ones made smaller."""
+"""Contact sheets show the pictures of a run in the order of the plan, large ones made smaller."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import pytest
 from PIL import Image
 
+from jobs import grid
 from jobs.config import read_settings
-from jobs.grid import make_sheet
+from jobs.grid import make_sheet, make_sheets
 from jobs.prepare import prepare_run
 from jobs.rehearsal import generate
 from jobs.worker import Worker, run_shard
@@ -44,6 +45,29 @@ def test_a_picture_that_somebody_took_away_is_left_out(tmp_path):
     assert path is not None
     with Image.open(path) as sheet:
         assert sheet.size == (64, 64)
+
+
+def test_every_picture_stands_on_one_of_the_sheets(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "PICTURES", 4)
+    prepared = prepare(tmp_path)
+    for shard in range(3):
+        run_shard(prepared.run.shard(shard), prepared.run, generate, WORKER)
+    paths = make_sheets(prepared.run, prepared.info)
+    assert [path.name for path in paths] == ["grid-0000.png", "grid-0001.png"]
+    widths = []
+    for path in paths:
+        with Image.open(path) as sheet:
+            widths.append(sheet.width)
+    assert widths == [4 * 66 + 2, 2 * 66 + 2]
+    assert make_sheets(prepared.run, prepared.info, 1) == paths[:1]
+
+
+def test_a_damaged_picture_is_left_out_and_named(tmp_path, caplog):
+    prepared = prepare(tmp_path)
+    run_shard(prepared.run.shard(0), prepared.run, generate, WORKER)
+    (prepared.run.path / "samples/000/000001.png").write_bytes(b"\x89PNG and no more")
+    assert make_sheet(prepared.run, prepared.info) is not None
+    assert "picture 1 is left out: it is no picture that can be read" in caplog.text
 
 
 @pytest.mark.parametrize(
