@@ -203,19 +203,8 @@ def _git(*words: str) -> Optional[str]:
 
 def _write_plan(path: Path, prompts: Path, spec: JobSpec, model: RunModel) -> PlanTotals:
     images_per_shard = spec.images_per_shard or USUAL_IMAGES_PER_SHARD
-    digest = PlanDigest(
-        {
-            "config": model.config_sha256,
-            "checkpoint": model.checkpoint_sha256,
-            "clip": model.clip_sha256,
-            "precision": spec.precision,
-            "safety": spec.safety,
-            "output": spec.output,
-            "quality": "" if spec.format == "png" else str(spec.quality),
-        },
-        images_per_shard,
-    )
-    images = planned_images(_requests(prompts, spec, model), images_per_shard)
+    digest = PlanDigest(dependencies(spec, model), images_per_shard)
+    images = planned_images(_requests(prompts, spec, model), images_per_shard, spec.format)
     with naming(path), path.open("w", encoding="utf-8", newline="\n") as file:
         for image in images:
             digest.add(image)
@@ -223,6 +212,19 @@ def _write_plan(path: Path, prompts: Path, spec: JobSpec, model: RunModel) -> Pl
         file.flush()
         os.fsync(file.fileno())
     return digest.totals()
+
+
+def dependencies(spec: JobSpec, model: RunModel) -> Dict[str, str]:
+    """What the pictures of a plan depend on beside their requests and files, for its id."""
+    return {
+        "config": model.config_sha256,
+        "checkpoint": model.checkpoint_sha256,
+        "clip": model.clip_sha256,
+        "precision": spec.precision,
+        "safety": spec.safety,
+        "output": spec.output,
+        "quality": "" if spec.format == "png" else str(spec.quality),
+    }
 
 
 def _requests(prompts: Path, spec: JobSpec, model: RunModel) -> Iterator[GenerationRequest]:

@@ -217,7 +217,7 @@ def shard_indices(plan: PlanTotals, shard: int) -> range:
 def shard_files(run: RunDir, info: RunInfo, shard: int) -> List[Path]:
     """The files that a shard leaves when nothing is dropped or failed."""
     indices = shard_indices(info.plan, shard)
-    return [run.image_path(image_file(index)) for index in indices]
+    return [run.image_path(image_file(index, info.settings.spec.format)) for index in indices]
 
 
 def _info(values: Dict[str, Any], where: str) -> RunInfo:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
-from ldm.errors import RequestError
+from ldm.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 Pixels = Any  # numpy array (H,W,3) uint8; numpy has no type for it on Python 3.8
 
 PARAMETERS = "parameters"  # the text chunk that A1111 and its followers read
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # where those read it in other formats
+TIFF_LONG, TIFF_UNDEFINED = 4, 7
+UNICODE_COMMENT, ASCII_COMMENT = b"UNICODE\0", b"ASCII\0\0\0"
+JPEG_EXIF_LIMIT = 65533  # bytes, as a JPEG's segment counts its length in 16 bits
+LOSSLESS_QUALITY = 100  # of WebP
 GRID_PADDING = 2  # black pixels around each picture of a grid
 
 
@@ -84,8 +90,58 @@ def encode_png(pixels: Pixels, parameters: str = "") -> bytes:
     return file.getvalue()
 
 
-def read_parameters(path: Path) -> str:
-    """The parameters text inside a PNG (tEXt, iTXt or zTXt), empty if it has none."""
-    with Image.open(path) as image:
-        image.load()  # the text may stand behind the pixels
-        return str(image.info.get(PARAMETERS, ""))
+def encode(pixels: Pixels, format: str, parameters: str = "", *, quality: int = 95) -> bytes:
+    """A file of the format png, jpeg or webp, with `parameters` inside; `quality` 100 makes a WebP lossless.
+
+    Raises RequestError for more parameters than a JPEG can hold, ConfigError where Pillow was built without the format.
+    """
+    if format == "png":
+        return encode_png(pixels, parameters)
+    exif = _exif(parameters) if parameters else b""
+    if format == "jpeg" and len(exif) > JPEG_EXIF_LIMIT:
+        raise RequestError(
+            f"prompt and parameters must fit into {JPEG_EXIF_LIMIT} bytes of a JPEG, got {len(exif)}; "
+            "shorten the prompt, or take format=png"
+        )
+    lossless = {"lossless": True} if format == "webp" and quality == LOSSLESS_QUALITY else {}
+    file = io.BytesIO()
+    try:
+        Image.fromarray(pixels).save(file, format=format.upper(), quality=quality, exif=exif, **lossless)
+    except (KeyError, OSError) as error:
+        raise ConfigError(f"Pillow cannot write {format} here ({error}); take format=png") from error
+    return file.getvalue()
+
+
+def _exif(parameters: str) -> bytes:
+    """EXIF that holds a UserComment as piexif writes it, of type UNDEFINED and in big-endian UTF-16.
+
+    Made here, as Pillow gives the tag another type, which piexif does not read.
+    """
+    comment = UNICODE_COMMENT + parameters.encode("utf_16_be")
+    header = struct.pack(">2sHL", b"MM", 42, 8)
+    first = struct.pack(">HHHLLL", 1, EXIF_IFD, TIFF_LONG, 1, 26, 0)
+    second = struct.pack(">HHHLLL", 1, USER_COMMENT, TIFF_UNDEFINED, len(comment), 44, 0)
+    return b"Exif\0\0" + header + first + second + comment
+
+
+def read_parameters(file: Path | BinaryIO) -> str:
+    """The parameters text inside a PNG (tEXt, iTXt or zTXt), a JPEG or a WebP (EXIF), empty if it has none."""
+    with Image.open(file) as image:
+        return parameters_of(image)
+
+
+def parameters_of(image: Image.Image) -> str:
+    """As `read_parameters`, of an open picture, which is decoded."""
+    image.load()  # the text of a PNG may stand behind the pixels
+    text = image.info.get(PARAMETERS)
+    return _user_comment(image) if text is None else str(text)
+
+
+def _user_comment(image: Image.Image) -> str:
+    comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT, b"")
+    if isinstance(comment, str):
+        return comment
+    charset, text = bytes(comment[:8]), bytes(comment[8:])
+    if charset == UNICODE_COMMENT:
+        return text.decode("utf_16_be", "replace")
+    return text.decode("ascii", "replace") if charset == ASCII_COMMENT else ""

@@ -58,6 +58,12 @@ def test_no_folder_holds_more_than_a_thousand_files(index, file):
     assert image_file(index) == file
 
 
+@pytest.mark.parametrize(("format", "suffix"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp")])
+def test_a_file_is_called_by_its_format(format, suffix):
+    assert image_file(1234, format) == f"samples/001/001234.{suffix}"
+    assert {image.file for image in planned_images(REQUESTS[:1], 3, format)} == {f"samples/000/000000.{suffix}"}
+
+
 def test_the_same_plan_has_the_same_id():
     assert plan_id(REQUESTS) == plan_id(list(REQUESTS))
 

@@ -14,8 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from ldm.errors import RequestError
-from ldm.inference.images import encode_png, make_grid, read_parameters, read_picture, resize, to_pixels, to_tensor
+from ldm.errors import ConfigError, RequestError
+from ldm.inference.images import (
+    encode,
+    encode_png,
+    make_grid,
+    read_parameters,
+    read_picture,
+    resize,
+    to_pixels,
+    to_tensor,
+)
 
 
 def picture(height=8, width=12, seed=0):
@@ -95,6 +104,67 @@ def test_compressed_text_is_read_too(tmp_path):
     Image.fromarray(picture()).save(tmp_path / "x.png", pnginfo=chunks)
     assert b"zTXt" in (tmp_path / "x.png").read_bytes()
     assert read_parameters(tmp_path / "x.png") == "cat " * 100
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@given(st.text(st.characters(blacklist_categories=("Cs",)), min_size=1))
+def test_any_parameters_come_back_from_every_format(format, text):
+    assert read_parameters(io.BytesIO(encode(picture(), format, text))) == text
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+def test_the_reader_of_the_web_ui_finds_the_parameters(format):
+    piexif_helper = pytest.importorskip("piexif.helper")
+    import piexif
+
+    text = "a cat, 一只猫, \N{LION FACE}\nSteps: 20, Seed: 1"
+    with Image.open(io.BytesIO(encode(picture(), format, text))) as image:
+        assert image.format == format.upper()
+        comment = piexif.load(image.info["exif"])["Exif"][piexif.ExifIFD.UserComment]
+    assert comment == b"UNICODE\0" + text.encode("utf_16_be")
+    assert piexif_helper.UserComment.load(comment) == text
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+def test_what_others_wrote_into_a_comment_is_read(tmp_path, format):
+    for comment, text in [
+        (b"ASCII\0\0\0cat", "cat"),
+        (b"JIS\0\0\0\0\0cat", ""),
+        (b"", ""),
+        (b"UNICODE\0\xd8", "\ufffd"),
+    ]:
+        exif = Image.Exif()
+        exif[0x8769] = {0x9286: comment}
+        Image.fromarray(picture()).save(tmp_path / "x", format=format.upper(), exif=exif.tobytes())
+        assert read_parameters(tmp_path / "x") == text
+    assert read_parameters(io.BytesIO(encode(picture(), format))) == ""
+
+
+def test_quality_100_is_lossless_in_a_webp_and_less_is_smaller():
+    pixels = picture(64, 64)
+    whole, good, poor = (encode(pixels, "webp", quality=quality) for quality in (100, 95, 20))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(whole))), pixels)
+    assert len(whole) > len(good) > len(poor)
+    assert len(encode(pixels, "jpeg", quality=95)) > len(encode(pixels, "jpeg", quality=20))
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
+def test_equal_pictures_give_equal_files(format):
+    assert encode(picture(), format, "cat", quality=90) == encode(picture(), format, "cat", quality=90)
+
+
+def test_more_parameters_than_a_jpeg_can_hold_are_refused_and_other_formats_take_them():
+    text = "x" * 40_000
+    with pytest.raises(RequestError, match=r"must fit into 65533 bytes of a JPEG, got 80\d\d\d; .* take format=png"):
+        encode(picture(), "jpeg", text)
+    assert read_parameters(io.BytesIO(encode(picture(), "webp", text))) == text
+
+
+def test_a_pillow_without_a_format_says_so(monkeypatch):
+    monkeypatch.delitem(Image.SAVE, "WEBP")
+    with pytest.raises(ConfigError, match=r"Pillow cannot write webp here .*; take format=png"):
+        encode(picture(), "webp")
 
 
 def test_text_behind_the_pixels_is_read_too(tmp_path):
