@@ -15,7 +15,7 @@ from jobs.model import check_unchanged, load, to_picture
 from jobs.prepare import Prepared
 from jobs.records import read_records
 from ldm.errors import WeightsError
-from ldm.inference.images import read_parameters
+from ldm.inference.images import encode, read_parameters
 from ldm.inference.infotext import parse_infotext
 from ldm.inference.pipeline import GeneratedImage, Pipeline
 from ldm.inference.spec import GenerationRequest
@@ -92,12 +92,21 @@ def test_a_checkpoint_that_is_gone_is_named(prepared):
 
 def test_a_dropped_picture_has_no_file(prepared):
     image = GeneratedImage(request=GenerationRequest(prompt="a"), pixels=None, seconds=0.5, flagged=True)
-    picture = to_picture(image, prepared.info.model)
+    picture = to_picture(image, prepared.info)
     assert (picture.data, picture.flagged, picture.seconds) == (None, True, 0.5)
 
 
 def test_a_picture_keeps_its_pixels(prepared):
     pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
     image = GeneratedImage(request=GenerationRequest(prompt="a"), pixels=pixels, seconds=0.5)
-    with Image.open(io.BytesIO(to_picture(image, prepared.info.model).data or b"")) as decoded:
+    with Image.open(io.BytesIO(to_picture(image, prepared.info).data or b"")) as decoded:
         assert np.array_equal(np.asarray(decoded), pixels)
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+def test_a_picture_is_in_the_format_of_the_job(tmp_path, format):
+    info = prepare(tmp_path, f"format={format}", "quality=80").info
+    image = GeneratedImage(request=GenerationRequest(prompt="a"), pixels=np.zeros((8, 8, 3), np.uint8), seconds=0.5)
+    data = to_picture(image, info).data or b""
+    assert data == encode(image.pixels, format, read_parameters(io.BytesIO(data)), quality=80)
+    assert parse_infotext(read_parameters(io.BytesIO(data))).prompt == "a"

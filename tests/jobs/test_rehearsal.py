@@ -11,6 +11,7 @@ from PIL import Image
 from jobs.rehearsal import generate
 from ldm.errors import RequestError
 from ldm.inference.files import sha256_of
+from ldm.inference.images import read_parameters
 from ldm.inference.infotext import parse_infotext
 from ldm.inference.spec import GenerationRequest, InitImage, SamplerConfig
 
@@ -52,3 +53,15 @@ def test_an_init_image_must_be_the_planned_one(tmp_path):
     path.unlink()
     with pytest.raises(RequestError, match="cannot read the init image"):
         generate([dataclasses.replace(REQUEST, init=init)])
+
+
+@pytest.mark.parametrize(("format", "levels"), [("jpeg", 3), ("webp", 3), ("png", 0)])
+def test_a_card_comes_in_the_format_of_the_job(format, levels):
+    """JPEG and WebP turn RGB into YCbCr of eight bits, which costs a few levels."""
+    [picture] = generate([REQUEST], format=format, quality=90)
+    data = io.BytesIO(picture.data or b"")
+    assert parse_infotext(read_parameters(data)).prompt == REQUEST.prompt
+    with Image.open(data) as image:
+        assert (image.format, image.size) == (format.upper(), (24, 16))
+        seen = image.convert("RGB").getpixel((12, 8))
+    assert max(abs(a - b) for a, b in zip(seen, bytes.fromhex(REQUEST.request_id[:6]))) <= levels
