@@ -9,6 +9,7 @@ from typing import Any, List, Mapping, Sequence
 from jobs.config import Settings, load_profile, profile_path, profile_paths, read_settings, read_yaml, to_yaml
 from jobs.spec import ClusterProfile
 from ldm.errors import ConfigError
+from ldm.inference.files import naming
 
 MEANINGS = {
     "scheduler": "slurm, or local: processes on this machine",
@@ -103,6 +104,16 @@ def profile_text(head: Sequence[str], values: Mapping[str, Any], notes: Mapping[
     for key, value in values.items():
         lines += ["", *(f"# {note}" for note in notes.get(key, ())), to_yaml({key: value}).rstrip()]
     return "\n".join(lines) + "\n"
+
+
+def save_profile(path: Path, text: str) -> None:
+    """Write a profile to a new file; ConfigError where there is one, or where its name is none of a profile."""
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"a profile's file must end with .yaml, got {path}")
+    if path.exists():
+        raise ConfigError(f"{path} is there already, and stays as it is; give another -o FILE")
+    with naming(path), path.open("x", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _summary(path: Path) -> str:
