@@ -74,10 +74,15 @@ class Attendant:
         self.now = attendance
         self._write()
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the last writing is a minute old."""
+        return self._clock() - self.now.updated >= UPDATE_SECONDS
+
     def update(self, **changes: object) -> None:
         """Note what has changed; it is written at most once a minute, but for what a reader waits for."""
         self.now = dataclasses.replace(self.now, **changes)  # type: ignore[arg-type]
-        if {"loading", "end"} & changes.keys() or self._clock() - self.now.updated >= UPDATE_SECONDS:
+        if {"loading", "end"} & changes.keys() or self.is_due:
             self._write()
 
     def leave(self, end: End, message: str = "") -> None:
@@ -91,8 +96,8 @@ class Attendant:
         write_atomically(self._path, json.dumps(values, ensure_ascii=False).encode("utf-8"))
 
 
-def attend(folder: Path, environ: Mapping[str, str], worker: str, rank: int, card: str) -> Attendant:
-    """Begin this process's file in workers/ of a run."""
+def attend(folder: Path, environ: Mapping[str, str], worker: str) -> Attendant:
+    """Begin this process's file in workers/ of a run, before it knows its rank, its card and its shards."""
     now = time.time()
     return Attendant(
         folder,
@@ -101,9 +106,9 @@ def attend(folder: Path, environ: Mapping[str, str], worker: str, rank: int, car
             host=environ.get("SLURMD_NODENAME") or socket.gethostname(),
             job=environ.get("SLURM_ARRAY_JOB_ID", environ.get("SLURM_JOB_ID", "")),
             task=environ.get("SLURM_ARRAY_TASK_ID", ""),
-            rank=rank,
+            rank=int(environ.get("SLURM_PROCID", "0")),
             pid=os.getpid(),
-            card=card,
+            card="",
             shards=(),
             started=now,
             updated=now,

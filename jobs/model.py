@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Iterator, List, Optional, Sequence, Tuple, Union
 
+from jobs.formats import parameters_text
 from jobs.rundir import RunInfo, RunModel
 from jobs.spec import JobSpec
 from jobs.worker import Generate, Picture
-from ldm.errors import WeightsError
+from ldm.errors import GenerationError, NoMemoryError, WeightsError
 from ldm.inference.files import sha256_of
-from ldm.inference.infotext import describe, format_infotext
 from ldm.inference.spec import GenerationRequest
-from ldm.inference.weightfile import MODEL_HASH_DIGITS
 
 if TYPE_CHECKING:
     from ldm.inference.censor import Censor
-    from ldm.inference.pipeline import GeneratedImage
+    from ldm.inference.pipeline import Attempted, GeneratedImage, Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +40,45 @@ def load(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
     device = describe_device(pipeline.model.device)
     log.info("on %s, %d cards seen", device, visible_cards())
 
-    def generate(requests: Sequence[GenerationRequest]) -> List[Picture]:
-        return [to_picture(image, model) for image in pipeline.generate(requests)]
+    def generate(requests: Sequence[GenerationRequest]) -> List[Union[Picture, GenerationError]]:
+        with naming_lack_of_memory(len(requests)):
+            attempted = zip(requests, pipeline.attempt(requests))
+            return [picture_or_second_try(request, each, pipeline, info) for request, each in attempted]
 
     return generate, device
+
+
+@contextlib.contextmanager
+def naming_lack_of_memory(pictures: int) -> Iterator[None]:
+    """Turn torch's lack of memory for so many pictures into a NoMemoryError, and give back what can be."""
+    from ldm.inference.runtime import is_out_of_memory, release_memory
+
+    try:
+        yield
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = str(error).strip().splitlines() or ["out of memory"]
+    release_memory()  # behind the except clause: the error holds the frames that hold the tensors
+    advice = "smaller pictures, or a card with more memory, are needed" if pictures == 1 else "fewer at once may fit"
+    raise NoMemoryError(f"{said[0]}; {advice}")
+
+
+def picture_or_second_try(
+    request: GenerationRequest, attempted: Attempted, pipeline: Pipeline, info: RunInfo
+) -> Union[Picture, GenerationError]:
+    """The picture; one that overflowed or came out blank in half precision is made once more in float32."""
+    if not isinstance(attempted, GenerationError):
+        return to_picture(attempted, info)
+    if pipeline.in_full_precision:
+        return attempted
+    log.warning("%s; trying float32", attempted)
+    with pipeline.in_float32():
+        (again,) = pipeline.attempt([request])
+    if isinstance(again, GenerationError):
+        return GenerationError(f"{attempted}; in float32 too: {again}")
+    return dataclasses.replace(to_picture(again, info), note=f"made in float32: {attempted}")
 
 
 def check_unchanged(model: RunModel) -> None:
@@ -60,15 +96,15 @@ def check_unchanged(model: RunModel) -> None:
         raise WeightsError(f"{model.config} is not as it was when the run was planned; submit it anew")
 
 
-def to_picture(image: GeneratedImage, model: RunModel) -> Picture:
-    """The PNG of a picture with its parameters inside; no file for one that the safety policy dropped."""
-    from ldm.inference.images import encode_png
+def to_picture(image: GeneratedImage, info: RunInfo) -> Picture:
+    """The file of a picture with its parameters inside; none for one that the safety policy dropped."""
+    from ldm.inference.images import encode
 
     if image.pixels is None:
         return Picture(data=None, flagged=image.flagged, seconds=image.seconds)
-    extra = {"Model hash": model.checkpoint_sha256[:MODEL_HASH_DIGITS], "Model": model.name}
-    text = format_infotext(describe(image.request, extra))
-    return Picture(data=encode_png(image.pixels, text), flagged=image.flagged, seconds=image.seconds)
+    text = parameters_text(image.request, model=info.model.name, checkpoint_sha256=info.model.checkpoint_sha256)
+    data = encode(image.pixels, info.settings.spec.format, text, quality=info.settings.spec.quality)
+    return Picture(data=data, flagged=image.flagged, seconds=image.seconds)
 
 
 def _censor(model: RunModel, spec: JobSpec) -> Optional[Censor]:

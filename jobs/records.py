@@ -16,15 +16,16 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from jobs.reading import is_there, reading
-from jobs.spec import Shard
+from jobs.spec import PlannedImage, Shard
 from ldm.inference.files import write_atomically
 from ldm.inference.spec import ImageRecord
 
 LAST_LINE_BYTES = 64 * 1024
 FLUSH_SECONDS = 1.0
+FLUSH_SHARE = 50
 ATTEMPTS = 3  # of a picture that fails, before it is left alone
 
 
@@ -46,18 +47,22 @@ class Failure:
 
 @dataclass(frozen=True)
 class Session:
-    """The time one worker spent on a shard, in seconds since 1970, and the pictures it made in it."""
+    """The time one worker spent on a shard, in seconds since 1970, and the pictures it made in it.
+
+    `trying`: the pictures that it was at when it last wrote; none once it has left in good order.
+    """
 
     worker: str
     device: str
     started: float
     updated: float
     made: int
+    trying: Tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """A shard at a glance. `done`: nothing is left to be made; failed pictures are tried again by the next run."""
+    """A shard at a glance. `done`: nothing is left to be made; a failed picture is, until it has failed ATTEMPTS times."""
 
     shard: int
     done: bool
@@ -85,7 +90,7 @@ class RecordBook:
         self._clock = clock
         self._session = Session(worker=worker, device=device, started=clock(), updated=clock(), made=0)
         self._own = ShardRecords()
-        self._flushed = 0.0
+        self._flushed, self._pause = 0.0, FLUSH_SECONDS
         self._stale: Dict[int, ImageRecord] = {}
         self.known = read_records(path)
         self._before = self.known.sessions
@@ -99,19 +104,42 @@ class RecordBook:
         new = [session for session in self.known.sessions if session not in self._before]
         return [session.worker for session in new if session.worker != self._session.worker]
 
+    def suspects(self) -> Set[int]:
+        """The pictures that other workers were at when they last wrote: some may have killed their worker."""
+        others = [each for each in self.known.sessions if each.worker != self._session.worker]
+        return {index for session in others for index in session.trying}
+
+    def begin(self, indices: Iterable[int]) -> None:
+        """Note which pictures are being tried; at once where a worker has died here before."""
+        self._session = dataclasses.replace(self._session, trying=tuple(indices))
+        if self.suspects():
+            self.flush(at_once=True)
+
+    def leave(self) -> ShardSummary:
+        """Write all that is known; nothing is being tried any more."""
+        self._session = dataclasses.replace(self._session, trying=())
+        summary = self.flush(at_once=True)
+        assert summary is not None  # for the type checker: at_once always writes
+        return summary
+
     def add(self, record: ImageRecord) -> None:
         self._own.images[record.index] = record
         self._session = dataclasses.replace(self._session, made=self._session.made + 1)
 
-    def fail(self, failure: Failure) -> None:
-        self._own.failures[failure.index] = failure
+    def fail(self, image: PlannedImage, error: str) -> None:
+        """Note that a picture could not be made, once more than was known."""
+        before = self.known.failures.get(image.index)
+        attempts = 1 if before is None else before.attempts + 1
+        self._own.failures[image.index] = Failure(image.index, image.request_id, error, self._session.worker, attempts)
 
     def flush(self, *, at_once: bool = False) -> Optional[ShardSummary]:
-        """Write what is known; within a second of the last time only if `at_once`. The summary if it was written."""
+        """Write what is known; within a second of the last time only if `at_once`. The summary if it was written.
+
+        Where writing is slow, it waits longer: it may take one part in FLUSH_SHARE of the time.
+        """
         now = self._clock()
-        if not at_once and now - self._flushed < FLUSH_SECONDS:
+        if not at_once and now - self._flushed < self._pause:
             return None
-        self._flushed = now
         self._session = dataclasses.replace(self._session, updated=now)
         there = read_records(self._path)
         there.images = {**self.known.images, **there.images}
@@ -125,6 +153,8 @@ class RecordBook:
         ]
         texts = [_to_line(line) for line in [*lines, summary] if line is not None]
         write_atomically(self._path, "".join(texts).encode("utf-8"))
+        self._flushed = self._clock()
+        self._pause = max(FLUSH_SECONDS, FLUSH_SHARE * (self._flushed - now))
         return summary
 
 
@@ -140,8 +170,8 @@ def read_records(path: Path) -> ShardRecords:
                 failure = Failure(**values)
                 records.failures[failure.index] = failure
             elif "sessions" in values:
-                records.sessions = tuple(Session(**session) for session in values["sessions"])
-        except TypeError:
+                records.sessions = tuple(map(_session, values["sessions"]))
+        except (TypeError, KeyError):
             continue
     return records
 
@@ -154,7 +184,7 @@ def read_summary(path: Path) -> Optional[ShardSummary]:
         last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
     try:
         values = json.loads(last)
-        return ShardSummary(**{**values, "sessions": tuple(Session(**each) for each in values["sessions"])})
+        return ShardSummary(**{**values, "sessions": tuple(map(_session, values["sessions"]))})
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -165,7 +195,17 @@ def is_complete(path: Path, files: Sequence[Path]) -> bool:
     if summary is None or not summary.done:
         return False
     absent = sum(not is_there(file) for file in files)
-    return not absent or absent == sum(not record.file for record in read_records(path).images.values())
+    return not absent or absent == len(without_file(read_records(path)))
+
+
+def without_file(records: ShardRecords) -> Set[int]:
+    """The pictures that nobody will make a file of: dropped by the safety policy, or failed too often."""
+    dropped = {index for index, record in records.images.items() if not record.file}
+    return dropped | {index for index, failure in records.failures.items() if failure.quarantined}
+
+
+def _session(values: Dict[str, Any]) -> Session:
+    return Session(**{**values, "trying": tuple(values["trying"])})
 
 
 def _merged(there: ShardRecords, own: ShardRecords, session: Session) -> ShardRecords:
@@ -183,12 +223,16 @@ def _merged(there: ShardRecords, own: ShardRecords, session: Session) -> ShardRe
 def _summary(shard: Shard, records: ShardRecords) -> ShardSummary:
     return ShardSummary(
         shard=shard.index,
-        done=all(image.index in records.images for image in shard.images),
+        done=all(image.index in records.images or _is_given_up(records, image.index) for image in shard.images),
         made=len(records.images),
         flagged=sum(record.flagged for record in records.images.values()),
         failed=len(records.failures),
         sessions=records.sessions,
     )
+
+
+def _is_given_up(records: ShardRecords, index: int) -> bool:
+    return index in records.failures and records.failures[index].quarantined
 
 
 def _to_line(value: Any) -> str:

@@ -7,6 +7,7 @@ absolute interpreter, and a function that the job finds by its module, wherever 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import os
 import re
@@ -30,6 +31,7 @@ KEPT_VARIABLES = ("SLURM_CONF",)
 CARD_VARIABLES = (HIP, CUDA, ROCR, "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK")
 CARD_LINE = re.compile(r"\bNodes=(\S+) .*?\bGRES(?:_IDX)?=(\S+)")
 RESOURCE = re.compile(r"([^\s,()]+)\(IDX:([0-9,-]+)\)")
+END_TIME = re.compile(r"\bEndTime=(\d\S+)")
 GIVEN = re.compile(r"\b(?:GRES|GRES_IDX|Gres|TresPerNode)=(?!\(null\))(\S+)")
 # What submitit counts with, so that it wants them as numbers of its own; and what it writes whatever one says.
 COUNTED_DIRECTIVES = ("nodes", "ntasks-per-node", "time")
@@ -86,6 +88,36 @@ def allocated_cards(
             f"cannot learn which cards are this job's: {error}; name them with {HIP}=0,1 or say device=cpu"
         ) from error
     return None
+
+
+def job_end(environ: Mapping[str, str], run: RunCommand = run_command) -> Optional[float]:
+    """When Slurm will end this job, in seconds since 1970; None outside a job, without a limit, or if it does not say.
+
+    A limit that is changed later stays unknown: the signals of the scheduler are there for that.
+    """
+    job = job_of(environ)
+    if job is None:
+        return None
+    if environ.get("SLURM_JOB_END_TIME", "").isdigit():
+        return float(environ["SLURM_JOB_END_TIME"])
+    try:
+        found = END_TIME.search(run(["scontrol", "show", "job", "-d", job]))
+        return datetime.datetime.strptime(found.group(1), "%Y-%m-%dT%H:%M:%S").timestamp() if found else None
+    except SchedulerError as error:
+        log.warning("the end of this job's time is not known: %s", error)
+        return None
+
+
+def remembering(run: RunCommand) -> RunCommand:
+    """`run` that gives a command twice only where the first one failed: the controller is asked once by each process."""
+    answers: Dict[Tuple[str, ...], str] = {}
+
+    def ask(command: Sequence[str]) -> str:
+        if tuple(command) not in answers:
+            answers[tuple(command)] = run(command)
+        return answers[tuple(command)]
+
+    return ask
 
 
 def _insist(run: RunCommand, command: Sequence[str]) -> str:

@@ -7,25 +7,33 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import shlex
 import tempfile
-from typing import Iterator, List, MutableMapping, Optional, Sequence, Tuple
+import time
+from dataclasses import dataclass
+from typing import Callable, Iterator, List, Mapping, MutableMapping, Optional, Sequence, Tuple
 
+from jobs.attendance import Attendant, End, attend
 from jobs.config import Settings, read_settings
 from jobs.place import Place, find_place, share, take_card, with_a_card, worker_name
 from jobs.records import is_complete
 from jobs.rehearsal import REHEARSAL
 from jobs.rundir import RunDir, RunInfo, shard_files
-from jobs.slurm import allocated_cards
+from jobs.slurm import RunCommand, allocated_cards, job_end, remembering, run_command
 from jobs.spec import JobSpec
-from jobs.worker import Generate, Worker, run_shard
-from ldm.errors import GenerationError, RunError
+from jobs.stop import Halt, Limits
+from jobs.worker import Generate, Worker, run_shard, sweep_shard
+from ldm.errors import GenerationError, RunError, SdbatchError
 from ldm.inference.cards import listed_cards
 
 log = logging.getLogger(__name__)
 
+# Exit statuses: EX_TEMPFAIL of sysexits.h, on which the shell around puts the job back into the queue; 128 + SIGTERM.
+AGAIN, TOLD = 75, 143
+OWN_CARDS = "SLURM_GPUS_PER_TASK"
 MIOPEN_VARIABLES = ("MIOPEN_USER_DB_PATH", "MIOPEN_CUSTOM_CACHE_DIR")
 
 
@@ -34,7 +42,8 @@ def work(
 ) -> int:
     """Make what is missing in this process's share of the shards, all of them or those given; returns the exit status.
 
-    `part` (K, N) leaves one of N parts to the processes started together here, who share it among themselves.
+    `part` (K, N) leaves one of N parts to the processes started together here, who share it among themselves. The
+    status is 0 if nothing of the share is left, 4 if pictures failed, AGAIN if the time was up, 143 after SIGTERM.
     """
     info = run.info()
     settings = read_settings(words, info.settings)
@@ -42,21 +51,78 @@ def work(
     if "SLURM_JOB_ID" in environ and "SLURMD_NODENAME" not in environ:
         log.warning("this is a shell of job %s and none of its nodes; to work there: srun python -m jobs work %s",
                     environ["SLURM_JOB_ID"], shlex.quote(str(run.path)))  # fmt: skip
-    place, device = _take_place(find_place(environ), settings, environ)
-    if place is None:
-        return 0
-    spec = dataclasses.replace(settings.spec, device=device)
-    own = _own_shards(info, shards, place, part)
+    ask = remembering(run_command)
+    limits = Limits(job_end(environ, ask), run.pause_path)
+    with limits.listening():
+        name = worker_name(environ)
+        attendant = attend(run.workers, environ, name)
+        try:
+            seat = _take_seat(find_place(environ), settings, environ, ask)
+            if seat is None:
+                attendant.leave(End.DONE, "no card of its own")
+                return 0
+            attendant.update(rank=seat.place.rank, card=seat.card)
+            own = _own_shards(info, shards, seat.place, part)
+            spec = dataclasses.replace(settings.spec, device=seat.device)
+            return _work_on(run, info, spec, own, attendant, limits)
+        except Halt as halt:
+            return _halted(halt, attendant, limits)
+        except SdbatchError as error:
+            attendant.leave(End.ERROR, str(error))
+            raise
+        except BaseException as error:
+            attendant.leave(End.ERROR, f"{type(error).__name__}: {error}")
+            raise
+
+
+def _work_on(
+    run: RunDir, info: RunInfo, spec: JobSpec, own: Sequence[int], attendant: Attendant, limits: Limits
+) -> int:
     todo = [shard for shard in own if not is_complete(run.records_path(shard), shard_files(run, info, shard))]
-    log.info("process %d of %d: %d of its %d shards to do", place.rank, place.processes, len(todo), len(own))
+    attendant.update(shards=tuple(own))
+    rank = attendant.now.rank
+    log.info("process %d: %d of its %d shards to do", rank, len(todo), len(own))
+    for shard in set(own) - set(todo):
+        sweep_shard(run.shard(shard), run)
     if not todo:
+        attendant.leave(End.DONE)
         return 0
-    with _kernel_cache(environ):
-        generate, device = load_generate(info, spec)
-        worker = Worker(name=worker_name(environ), device=device, batch_size=spec.batch_size)
-        failed = sum(run_shard(run.shard(shard), run, generate, worker).failed for shard in todo)
+    limits.check()
+    with _kernel_cache(os.environ):
+        with limits.droppable():
+            generate, device = load_generate(info, spec)
+        attendant.update(device=device, loading=time.time() - attendant.now.started)
+        worker = Worker(attendant.now.worker, device, spec.batch_size, beat=_beat(attendant))
+        failed = sum(run_shard(run.shard(shard), run, generate, worker, limits).failed for shard in todo)
     log.info("done: %d shards, %d pictures failed", len(todo), failed)
+    attendant.leave(End.DONE, f"{failed} pictures failed" if failed else "")
     return GenerationError.exit_code if failed else 0
+
+
+def _halted(halt: Halt, attendant: Attendant, limits: Limits) -> int:
+    """What a process that stops before its end leaves behind: a word why, and a status that says how to go on."""
+    log.info("stopping: %s", halt.reason)
+    attendant.leave(halt.end, halt.reason)
+    if halt.end is End.PAUSED:
+        return 0
+    if halt.end is End.TOLD_TO_STOP:
+        return TOLD
+    if not attendant.now.made and limits.spent():
+        raise RunError(
+            "the whole time limit was too short for one batch, so another try would be too: give a higher "
+            "time_limit_min or a lower batch_size"
+        )
+    return AGAIN
+
+
+def _beat(attendant: Attendant) -> Callable[[int, int], None]:
+    """What a worker calls behind each batch with the pictures made and failed in it."""
+
+    def beat(made: int, failed: int) -> None:
+        now = attendant.now
+        attendant.update(made=now.made + made, failed=now.failed + failed)
+
+    return beat
 
 
 def load_generate(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
@@ -64,32 +130,49 @@ def load_generate(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
     if info.model.name == REHEARSAL:
         from jobs.rehearsal import generate
 
-        return generate, REHEARSAL
+        return functools.partial(generate, format=spec.format, quality=spec.quality), REHEARSAL
     from jobs.model import load
 
     return load(info, spec)
 
 
-def _take_place(place: Place, settings: Settings, environ: MutableMapping[str, str]) -> Tuple[Optional[Place], str]:
-    """Bind the process to its card; no place if the node has more processes than cards and this one goes without.
+@dataclass(frozen=True)
+class Seat:
+    """A process's place, its card in words, and the device that it works on."""
+
+    place: Place
+    card: str
+    device: str
+
+
+def _take_seat(place: Place, settings: Settings, environ: MutableMapping[str, str], ask: RunCommand) -> Optional[Seat]:
+    """Bind the process to its card; None if the node has more processes than cards and this one goes without.
 
     Where Slurm gave the job cards, `auto` means one of them: the CPU must not take over in silence.
     """
     device = settings.spec.device
     if device == "cpu":
-        return place, device
-    allocated = allocated_cards(environ, settings.profile.gres) if listed_cards(environ) is None else None
+        return Seat(place, "", device)
+    allocated = allocated_cards(environ, settings.profile.gres, ask) if listed_cards(environ) is None else None
     listed = listed_cards(environ) or allocated or ()
+    if OWN_CARDS in environ:  # each task sees the cards that are its own, and no other task's
+        card = take_card(dataclasses.replace(place, local_rank=0), environ, allocated)
+        return Seat(place, card.card if card else "", _device_of(device, listed, environ))
     settled = with_a_card(place, len(listed)) if listed else place
     if settled is None:
         log.info("process %d has no card of its own: %d are here; start one process a card", place.rank, len(listed))
-        return None, device
-    log.info("process %d: %s", settled.rank, take_card(settled, environ, allocated) or "no card here")
+        return None
+    card = take_card(settled, environ, allocated)
+    log.info("process %d of %d: %s", settled.rank, settled.processes, card or "no card here")
     all_cards = len(settled.tasks) * len(listed)
     if settled.processes < all_cards:
         log.warning("%d cards and %d processes: start one a card, as with srun --ntasks=%d --ntasks-per-node=%d, to "
                     "use all", all_cards, settled.processes, all_cards, len(listed))  # fmt: skip
-    return settled, "gpu" if device == "auto" and listed and "SLURM_JOB_ID" in environ else device
+    return Seat(settled, card.card if card else "", _device_of(device, listed, environ))
+
+
+def _device_of(device: str, listed: Sequence[str], environ: Mapping[str, str]) -> str:
+    return "gpu" if device == "auto" and listed and "SLURM_JOB_ID" in environ else device
 
 
 def _own_shards(info: RunInfo, shards: Optional[Sequence[int]], place: Place, part: Tuple[int, int]) -> List[int]:

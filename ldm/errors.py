@@ -9,6 +9,7 @@
       RunError          a run folder is missing, unreadable, or belongs to another plan
       SchedulerError    Slurm refused or cannot be reached
       GenerationError   the model gave something that is not a picture
+      NoMemoryError     the memory of the card or the machine is too small for what was asked at once
 
 A message says what must hold, what was found, where, and what to type. It is shown as one line, without a traceback.
 """
@@ -56,3 +57,7 @@ class GenerationError(SdbatchError):
     """The model gave something that is not a picture."""
 
     exit_code = 4
+
+
+class NoMemoryError(SdbatchError):
+    """The memory of the card or the machine is too small for what was asked at once."""

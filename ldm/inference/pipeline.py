@@ -7,12 +7,13 @@ width.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -58,6 +59,9 @@ class GeneratedImage:
     pixels: Optional[Pixels]
     seconds: float
     flagged: bool = False
+
+
+Attempted = Union[GeneratedImage, GenerationError]
 
 
 class SeededNoise:
@@ -124,6 +128,11 @@ class Pipeline:
         return Pipeline(self.model, censor, self.report)
 
     @property
+    def in_full_precision(self) -> bool:
+        """Whether the network works in float32 already."""
+        return bool(self.model.dtype is torch.float32)
+
+    @property
     def factor(self) -> int:
         """How many pixels of a side one latent pixel stands for."""
         return int(self.model.first_stage_model.factor)
@@ -170,19 +179,55 @@ class Pipeline:
             return [Inspected(pixels, flagged=False) for pixels in pictures]
         return self.censor.inspect(pictures, self.model.device)
 
-    @torch.inference_mode()
     def generate(self, requests: Sequence[GenerationRequest], on_step: Optional[OnStep] = None) -> List[GeneratedImage]:
-        """The pictures of `requests`, in their order. Those that can share a batch do; prompts and seeds may differ."""
-        made: Dict[int, GeneratedImage] = {}
+        """The pictures of `requests`, in their order. Those that can share a batch do; prompts and seeds may differ.
+
+        Raises GenerationError if one of them became no picture.
+        """
+        outcomes = self.attempt(requests, on_step)
+        for outcome in outcomes:
+            if isinstance(outcome, GenerationError):
+                raise outcome
+        return [outcome for outcome in outcomes if isinstance(outcome, GeneratedImage)]
+
+    @torch.inference_mode()
+    def attempt(self, requests: Sequence[GenerationRequest], on_step: Optional[OnStep] = None) -> List[Attempted]:
+        """As `generate`, with the GenerationError in the place of what became no picture: the others are kept."""
+        made: Dict[int, Attempted] = {}
         for indices in _batches(requests):
             batch = [requests[i] for i in indices]
             start = time.perf_counter()
-            pictures = [self._decode_for(*pair) for pair in zip(batch, self._sample(batch, on_step))]
-            inspected = self.inspect(pictures)
+            decoded = [self._decode_for(*pair) for pair in zip(batch, self._sample(batch, on_step))]
+            inspected = iter(self.inspect([each for each in decoded if not isinstance(each, GenerationError)]))
             seconds = (time.perf_counter() - start) / len(batch)
-            for i, request, (pixels, flagged) in zip(indices, batch, inspected):
-                made[i] = GeneratedImage(request=request, pixels=pixels, seconds=seconds, flagged=flagged)
+            for i, request, each in zip(indices, batch, decoded):
+                if isinstance(each, GenerationError):
+                    made[i] = each
+                else:
+                    pixels, flagged = next(inspected)
+                    made[i] = GeneratedImage(request=request, pixels=pixels, seconds=seconds, flagged=flagged)
         return [made[i] for i in range(len(requests))]
+
+    @contextlib.contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Inside, every parameter is float32, of the value that it had; afterwards all are as before, bit for bit.
+
+        For a picture that overflowed in half precision: it costs memory and time, and is rarely needed.
+        """
+        before = [(parameter, parameter.dtype) for parameter in self.model.parameters()]
+        try:
+            for parameter, _ in before:
+                parameter.data = parameter.data.float()
+            self._forget()
+            yield
+        finally:
+            for parameter, dtype in before:
+                parameter.data = parameter.data.to(dtype)
+            self._forget()
+
+    def _forget(self) -> None:
+        self.encode_prompt.cache_clear()
+        self.encode_init.cache_clear()
 
     def _sample(self, batch: Sequence[GenerationRequest], on_step: Optional[OnStep]) -> Tensor:
         """Latents (B,C,h,w) of requests that agree on size, sampler and strength."""
@@ -211,11 +256,11 @@ class Pipeline:
         encoded: Tensor = self.model.get_learned_conditioning([prompt])
         return encoded
 
-    def _decode_for(self, request: GenerationRequest, latent: Tensor) -> Pixels:
+    def _decode_for(self, request: GenerationRequest, latent: Tensor) -> Union[Pixels, GenerationError]:
         try:
             return self.decode(latent)
         except GenerationError as error:
-            raise GenerationError(f"seed {request.seed}, prompt {request.prompt[:60]!r}: {error}") from error
+            return GenerationError(f"seed {request.seed}, prompt {request.prompt[:60]!r}: {error}")
 
     def _init_latent(self, request: GenerationRequest) -> Tensor:
         assert request.init is not None

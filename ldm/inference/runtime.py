@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import gc
 import logging
 import os
 import platform
@@ -67,6 +68,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(said in str(error) for said in words)
     )
+
+
+def release_memory() -> None:
+    """Give a card's memory that torch keeps in reserve back, so that smaller pieces of it can be had."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def visible_cards() -> int:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from jobs.config import read_settings
 from jobs.launch import missing_shards, run_here
-from jobs.model import check_unchanged, load, to_picture
+from jobs.model import check_unchanged, load, naming_lack_of_memory, picture_or_second_try, to_picture
 from jobs.prepare import Prepared
 from jobs.records import read_records
-from ldm.errors import WeightsError
+from ldm.errors import GenerationError, NoMemoryError, WeightsError
 from ldm.inference.images import encode, read_parameters
 from ldm.inference.infotext import parse_infotext
 from ldm.inference.pipeline import GeneratedImage, Pipeline
-from ldm.inference.spec import GenerationRequest
+from ldm.inference.spec import GenerationRequest, SamplerConfig
 from tests.jobs.support import prepare
+from tests.tiny import random_model
 
 
 @pytest.fixture
@@ -110,3 +113,50 @@ def test_a_picture_is_in_the_format_of_the_job(tmp_path, format):
     data = to_picture(image, info).data or b""
     assert data == encode(image.pixels, format, read_parameters(io.BytesIO(data)), quality=80)
     assert parse_infotext(read_parameters(io.BytesIO(data))).prompt == "a"
+
+
+@pytest.fixture
+def half() -> Pipeline:
+    """A pipeline in bfloat16 whose pictures overflow in it, and only in it."""
+    pipeline = Pipeline(random_model().bfloat16())
+    decode = pipeline.decode
+
+    def overflow(latent):
+        if not pipeline.in_full_precision:
+            raise GenerationError("the model gave NaN in bfloat16")
+        return decode(latent)
+
+    pipeline.decode = overflow  # type: ignore[method-assign]
+    return pipeline
+
+
+def small_request() -> GenerationRequest:
+    return GenerationRequest(prompt="a cat", seed=1, height=64, width=64, sampler=SamplerConfig(steps=2))
+
+
+def test_a_picture_that_overflows_in_half_precision_is_made_in_float32_and_says_so(prepared, half):
+    (attempted,) = half.attempt([small_request()])
+    picture = picture_or_second_try(small_request(), attempted, half, prepared.info)
+    assert picture.note == "made in float32: seed 1, prompt 'a cat': the model gave NaN in bfloat16"
+    with Image.open(io.BytesIO(picture.data)) as decoded:
+        assert decoded.size == (64, 64)
+    assert not half.in_full_precision
+
+
+def test_a_picture_that_overflows_in_float32_too_fails_with_both_reasons(prepared, half, monkeypatch):
+    def always(latent):
+        raise GenerationError(f"the model gave NaN in {half.model.dtype}")
+
+    monkeypatch.setattr(half, "decode", always)
+    (attempted,) = half.attempt([small_request()])
+    failure = picture_or_second_try(small_request(), attempted, half, prepared.info)
+    assert re.search(r"NaN in torch.bfloat16; in float32 too: .*NaN in torch.float32", str(failure))
+
+
+def test_torchs_lack_of_memory_is_named_whatever_torch_calls_it():
+    with pytest.raises(NoMemoryError, match=r"fewer at once may fit"), naming_lack_of_memory(4):
+        torch.empty(1 << 60)
+    with pytest.raises(NoMemoryError, match="smaller pictures"), naming_lack_of_memory(1):
+        raise RuntimeError("HIP out of memory. Tried to allocate 20.00 MiB (GPU 0; 16 GiB total capacity)")
+    with pytest.raises(RuntimeError, match="HIP error: invalid device"), naming_lack_of_memory(1):
+        raise RuntimeError("HIP error: invalid device function")

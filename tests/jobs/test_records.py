@@ -36,8 +36,12 @@ def record(index: int, **changes: object) -> ImageRecord:
     return dataclasses.replace(plain, **changes)
 
 
-def failure(index: int) -> Failure:
-    return Failure(index, SHARD.images[index].request_id, "no picture", "one")
+def failure(index: int, attempts: int = 1) -> Failure:
+    return Failure(index, SHARD.images[index].request_id, "no picture", "one", attempts)
+
+
+def fail(writing: RecordBook, index: int) -> None:
+    writing.fail(SHARD.images[index], "no picture")
 
 
 def book(path: Path, worker: str = "one", times: Sequence[float] = ()) -> RecordBook:
@@ -55,7 +59,7 @@ def test_what_was_added_is_read_back(path):
     writing = book(path)
     writing.add(record(0))
     writing.add(record(1, flagged=True))
-    writing.fail(failure(2))
+    fail(writing, 2)
     summary = writing.flush(at_once=True)
     records = read_records(path)
     assert records.images == {0: record(0), 1: record(1, flagged=True)}
@@ -109,7 +113,7 @@ def test_two_workers_of_one_shard_keep_what_the_other_wrote(path):
 
 def test_a_picture_that_was_made_after_all_has_failed_no_more(path):
     first = book(path)
-    first.fail(failure(0))
+    fail(first, 0)
     first.flush(at_once=True)
     second = book(path, "two")
     second.add(record(0))
@@ -123,7 +127,7 @@ def test_a_failure_does_not_undo_a_picture_that_another_worker_made(path):
     first, second = book(path), book(path, "two")
     first.add(record(0))
     first.flush(at_once=True)
-    second.fail(failure(0))
+    fail(second, 0)
     second.flush(at_once=True)
     assert read_records(path).images == {0: record(0)}
     assert read_records(path).failures == {}
@@ -265,3 +269,49 @@ def test_the_summary_is_found_behind_long_lines(path):
     summary = read_summary(path)
     assert summary is not None
     assert summary.made == 1
+
+
+def test_a_failure_counts_those_before_it(path):
+    for attempts in (1, 2, 3):
+        writing = book(path)
+        fail(writing, 2)
+        writing.leave()
+        assert read_records(path).failures == {2: failure(2, attempts)}
+    assert failure(2, 3).quarantined
+    assert not failure(2, 2).quarantined
+
+
+def test_a_shard_whose_failures_are_given_up_is_complete(path, tmp_path):
+    writing = book(path)
+    for index in (0, 1):
+        writing.add(record(index))
+        file = tmp_path / SHARD.images[index].file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+    files = [tmp_path / image.file for image in SHARD.images]
+    for complete in (False, False, True):
+        fail(writing, 2)
+        writing.leave()
+        assert is_complete(path, files) is complete
+        writing = book(path)
+
+
+def test_a_slow_disk_is_written_to_less_often(path):
+    """A writing of 3 s is followed by a pause of 150 s."""
+    writing = book(path, times=[0.0, 0.0, 10.0, 13.0, 100.0, 164.0, 165.0])
+    writing.add(record(0))
+    assert writing.flush() is not None
+    assert writing.flush() is None
+    assert writing.flush() is not None
+
+
+def test_who_tries_what_is_there_once_a_worker_has_died_here(path):
+    first = book(path)
+    first.begin([0, 1])
+    first.flush(at_once=True)
+    second = book(path, "two")
+    assert second.suspects() == {0, 1}
+    second.begin([2])
+    assert {session.worker: session.trying for session in read_records(path).sessions} == {"one": (0, 1), "two": (2,)}
+    second.leave()
+    assert book(path, "three").suspects() == {0, 1}

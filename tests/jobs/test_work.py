@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
+import time
 
 import pytest
 
 from jobs import work as module
+from jobs.attendance import End, read_attendances
 from jobs.place import Place
 from jobs.records import read_summary
 from jobs.work import work
-from ldm.errors import ConfigError, RunError
+from ldm.errors import ConfigError, DeviceError, RunError
 from tests.jobs.support import FakeModel, prepare
 
 CARD_VARIABLES = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
@@ -21,6 +25,7 @@ STEP = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TAS
 def environ(monkeypatch):
     """A process of its own: what it does to the environment is undone, and no launcher's variables are there."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MIOPEN_"))}
+    monkeypatch.setattr(module, "job_end", lambda environ, ask: None)
     for name in CARD_VARIABLES:
         clean.pop(name, None)
     monkeypatch.setattr(os, "environ", clean)
@@ -109,7 +114,7 @@ def test_how_it_works_may_differ_from_the_plan_and_what_is_made_may_not(tmp_path
 
 
 def test_of_sixteen_processes_on_two_cards_two_work(tmp_path, model, environ, monkeypatch, caplog):
-    monkeypatch.setattr(module, "allocated_cards", lambda environ, gres: ["2", "3"])
+    monkeypatch.setattr(module, "allocated_cards", lambda environ, gres, ask: ["2", "3"])
     prepared = prepare(tmp_path)
     caplog.set_level("INFO")
     step(environ, rank=5, tasks=16)
@@ -123,7 +128,7 @@ def test_of_sixteen_processes_on_two_cards_two_work(tmp_path, model, environ, mo
 
 
 def test_fewer_processes_than_cards_are_told(tmp_path, model, environ, monkeypatch, caplog):
-    monkeypatch.setattr(module, "allocated_cards", lambda environ, gres: ["0", "1", "2", "3"])
+    monkeypatch.setattr(module, "allocated_cards", lambda environ, gres, ask: ["0", "1", "2", "3"])
     step(environ, rank=0, tasks=1)
     assert work(prepare(tmp_path).run) == 0
     assert (
@@ -146,7 +151,7 @@ def test_on_a_node_of_the_job_there_is_nothing_to_warn_of(tmp_path, model, envir
 
 
 def test_cards_that_a_job_was_given_are_used_or_it_ends(tmp_path, model, environ, monkeypatch):
-    monkeypatch.setattr(module, "allocated_cards", lambda environ, gres: ["0"])
+    monkeypatch.setattr(module, "allocated_cards", lambda environ, gres, ask: ["0"])
     step(environ, rank=0, tasks=1)
     prepared = prepare(tmp_path)
     work(prepared.run)
@@ -156,7 +161,7 @@ def test_cards_that_a_job_was_given_are_used_or_it_ends(tmp_path, model, environ
 
 
 def test_on_the_cpu_nobody_needs_a_card(tmp_path, model, environ, monkeypatch):
-    def must_not_ask(environ, gres):
+    def must_not_ask(environ, gres, ask):
         raise AssertionError("asked for cards")
 
     monkeypatch.setattr(module, "allocated_cards", must_not_ask)
@@ -190,3 +195,122 @@ def test_a_kernel_cache_that_the_site_has_set_stays(tmp_path, model, environ):
 
 def test_a_place_of_its_own_is_what_a_lone_process_has():
     assert Place() == Place(rank=0, processes=1, local_rank=0, node=0, tasks=(1,))
+
+
+def test_tasks_that_slurm_gave_cards_of_their_own_all_work(tmp_path, model, environ):
+    """As under --gpus-per-task=1, where each of them sees one card."""
+    prepared = prepare(tmp_path)
+    environ.update(SLURM_GPUS_PER_TASK="1", CUDA_VISIBLE_DEVICES="2")
+    step(environ, rank=1, tasks=2)
+    assert work(prepared.run) == 0
+    assert done(prepared) == [1]
+    assert environ["HIP_VISIBLE_DEVICES"] == environ["CUDA_VISIBLE_DEVICES"] == "2"
+
+
+def attendances(prepared):
+    return read_attendances(prepared.run.workers)
+
+
+def test_a_process_says_who_it_is_and_how_it_ended(tmp_path, model, environ):
+    prepared = prepare(tmp_path)
+    step(environ, rank=1, tasks=2)
+    environ.update(SLURM_ARRAY_JOB_ID="12", SLURM_ARRAY_TASK_ID="4")
+    work(prepared.run, ["device=cpu"])
+    [process] = attendances(prepared)
+    assert (process.host, process.job, process.task, process.rank) == ("dcu1", "12", "4", 1)
+    assert (process.shards, process.made, process.failed, process.end) == ((1,), 2, 0, End.DONE)
+    assert process.loading is not None
+    assert process.started <= process.ended
+
+
+def test_a_process_that_fails_leaves_the_reason(tmp_path, monkeypatch):
+    def no_card(info, spec):
+        raise DeviceError("the card is gone")
+
+    monkeypatch.setattr(module, "load_generate", no_card)
+    prepared = prepare(tmp_path)
+    with pytest.raises(DeviceError):
+        work(prepared.run)
+    assert [(each.end, each.message) for each in attendances(prepared)] == [(End.ERROR, "the card is gone")]
+
+
+def send(number):
+    """A model that gets a signal while it makes its second batch, which then lasts an hour."""
+    batches = []
+
+    def generate(requests):
+        batches.append(requests)
+        if len(batches) == 2:
+            os.kill(os.getpid(), number)
+            time.sleep(3600)
+        return FakeModel()(requests)
+
+    return generate
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "end"),
+    [
+        (signal.SIGTERM, 143, End.TOLD_TO_STOP),
+        (signal.SIGINT, 143, End.TOLD_TO_STOP),
+        (signal.SIGUSR2, 75, End.OUT_OF_TIME),
+        (signal.SIGUSR1, 75, End.OUT_OF_TIME),
+    ],
+)
+def test_a_signal_drops_a_batch_that_would_last_and_keeps_what_was_made(tmp_path, monkeypatch, number, status, end):
+    monkeypatch.setattr("jobs.stop.WARNED_SECONDS", -1.0)
+    monkeypatch.setattr("jobs.stop.TOLD_SECONDS", -1.0)
+    monkeypatch.setattr(module, "load_generate", lambda info, spec: (send(number), "fake"))
+    prepared = prepare(tmp_path, "images_per_shard=6", "batch_size=2")
+    before = signal.getsignal(number)
+    assert work(prepared.run) == status
+    assert signal.getsignal(number) == before
+    summary = read_summary(prepared.run.records_path(0))
+    assert (summary.made, summary.done, summary.sessions[0].trying) == (2, False, ())
+    assert [(each.end, each.made) for each in attendances(prepared)] == [(end, 2)]
+
+
+def test_a_process_stops_before_a_batch_that_would_not_end_in_time(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(module, "job_end", lambda environ, ask: time.time() + 5)
+    prepared = prepare(tmp_path, "batch_size=2")
+    assert work(prepared.run) == 75
+    assert [len(batch) for batch in model.batches] == [2], "the first is always tried"
+    [process] = attendances(prepared)
+    assert process.end is End.OUT_OF_TIME
+    assert re.fullmatch(r"[45] s are left and the next batch needs 10 s", process.message)
+
+
+def test_a_limit_too_short_for_one_batch_is_an_error_and_no_endless_round(tmp_path, monkeypatch):
+    def slow(requests):
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        time.sleep(3600)
+
+    monkeypatch.setattr("jobs.stop.WARNED_SECONDS", 0.0)
+    monkeypatch.setattr(module, "job_end", lambda environ, ask: time.time() + 0.4)
+    monkeypatch.setattr(module, "load_generate", lambda info, spec: (slow, "fake"))
+    with pytest.raises(RunError, match="too short for one batch"):
+        work(prepare(tmp_path).run)
+
+
+def test_a_paused_run_is_left_alone(tmp_path, model):
+    prepared = prepare(tmp_path)
+    prepared.run.pause_path.touch()
+    assert work(prepared.run) == 0
+    assert model.batches == []
+    assert [each.end for each in attendances(prepared)] == [End.PAUSED]
+
+
+def test_what_killed_workers_left_in_a_finished_shard_is_swept(tmp_path, model):
+    prepared = prepare(tmp_path)
+    work(prepared.run)
+    left = [
+        prepared.run.path / "samples/000/.000002.png.0123456789ab.part",
+        prepared.run.path / "records/.shard-00001.jsonl.0123456789ab.part",
+    ]
+    for path in left:
+        path.write_bytes(b"half")
+    work(prepared.run, shards=[0, 2])
+    assert all(path.exists() for path in left)
+    work(prepared.run, shards=[1])
+    assert not any(path.exists() for path in left)

@@ -287,3 +287,33 @@ def test_the_tokenizer_asked_for_is_the_one_used(tiny_model, tmp_path):
 def test_an_unknown_device_is_refused_before_weights_are_read(tiny_model, tmp_path):
     with pytest.raises(DeviceError, match="device must be one of"):
         Pipeline.load(tiny_model.config, tmp_path / "none.ckpt", device="tpu")
+
+
+def test_one_picture_that_overflows_costs_its_batch_nothing(pipeline, monkeypatch):
+    good, bad = request(seed=1), request(seed=2)
+    alone = pipeline.generate([good, request(seed=3)])
+    decode, calls = pipeline.decode, []
+
+    def overflow_second(latent):
+        calls.append(latent)
+        if len(calls) == 2:
+            raise GenerationError("the model gave NaN")
+        return decode(latent)
+
+    monkeypatch.setattr(pipeline, "decode", overflow_second)
+    first, second = pipeline.attempt([good, bad])
+    assert np.array_equal(first.pixels, alone[0].pixels)
+    assert isinstance(second, GenerationError)
+    assert str(second) == "seed 2, prompt 'a cat': the model gave NaN"
+
+
+def test_float32_for_one_picture_leaves_the_model_as_it_was():
+    half = Pipeline(random_model().bfloat16())
+    before = {name: value.clone() for name, value in half.model.state_dict().items()}
+    first = half.generate([request()])[0].pixels
+    with half.in_float32():
+        assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
+        precise = half.generate([request()])[0].pixels
+    assert not np.array_equal(precise, first)
+    assert all(torch.equal(value, before[name]) for name, value in half.model.state_dict().items())
+    assert np.array_equal(half.generate([request()])[0].pixels, first)

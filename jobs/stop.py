@@ -1,0 +1,114 @@
+"""When a worker stops before its share is done: its time is up, it was told to, or a user paused the run.
+
+Between batches it asks; within one, a signal ends it at once unless the batch is nearly done. Slurm's limit comes with
+SIGTERM and, KillWait later (30 s at most sites), SIGKILL; a warning (`--signal`, preemption) comes as SIGUSR2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections import deque
+from pathlib import Path
+from types import FrameType
+from typing import Callable, Deque, Dict, Iterator, Optional
+
+from jobs.attendance import End
+
+# How many seconds a batch may still take once a signal has come.
+WARNED_SECONDS, TOLD_SECONDS = 30.0, 3.0
+SIGNALS: Dict[int, End] = {
+    signal.SIGUSR1: End.OUT_OF_TIME,
+    signal.SIGUSR2: End.OUT_OF_TIME,
+    signal.SIGTERM: End.TOLD_TO_STOP,
+    signal.SIGINT: End.TOLD_TO_STOP,
+}
+RECENT_BATCHES = 8
+# Of the longest recent batch, and what writing down and leaving take: the next one is begun only with this much left.
+BATCHES_LEFT, LEAVING_SECONDS = 1.25, 10.0
+PAUSE_LOOK_SECONDS = 5.0
+
+
+class Halt(BaseException):
+    """The worker stops here. Not an Exception: nothing that mends a batch may take it for a failure."""
+
+    def __init__(self, end: End, reason: str) -> None:
+        super().__init__(reason)
+        self.end = end
+        self.reason = reason
+
+
+class Limits:
+    """How long this process may go on. Times are seconds since 1970."""
+
+    def __init__(
+        self,
+        deadline: Optional[float] = None,
+        pause_path: Optional[Path] = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`deadline`: when the scheduler ends the job. `pause_path`: work ends once something is there."""
+        self._deadline = deadline
+        self._pause_path = pause_path
+        self._clock = clock
+        self._started = clock()
+        self._looked = -PAUSE_LOOK_SECONDS
+        self._told: Optional[Halt] = None
+        self._begun: Optional[float] = None
+        self._recent: Deque[float] = deque(maxlen=RECENT_BATCHES)
+
+    def spent(self) -> bool:
+        """Whether most of the time that this process had is over."""
+        return self._deadline is not None and 2 * (self._clock() - self._started) > self._deadline - self._started
+
+    def check(self) -> None:
+        """Raise Halt if the next batch must not begin."""
+        if self._told is not None:
+            raise self._told
+        now = self._clock()
+        if self._pause_path is not None and now - self._looked >= PAUSE_LOOK_SECONDS:
+            self._looked = now
+            if self._pause_path.exists():
+                raise Halt(End.PAUSED, f"{self._pause_path} is there")
+        needed = BATCHES_LEFT * max(self._recent, default=0.0) + LEAVING_SECONDS
+        if self._deadline is not None and self._recent and now + needed > self._deadline:
+            left = self._deadline - now
+            raise Halt(End.OUT_OF_TIME, f"{left:.0f} s are left and the next batch needs {needed:.0f} s")
+
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[None]:
+        """Around the making of a batch, whose time tells what the next will need."""
+        begun = self._clock()
+        with self.droppable():
+            yield
+        self._recent.append(self._clock() - begun)
+
+    @contextlib.contextmanager
+    def droppable(self) -> Iterator[None]:
+        """Around what costs only its time: inside, a signal raises Halt, unless it is a batch that is nearly done."""
+        self._begun = self._clock()
+        try:
+            yield
+        finally:
+            self._begun = None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, signals are taken; submitit's own handlers, which ignore SIGTERM, among those that are replaced."""
+        before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _take(self, number: int, frame: Optional[FrameType]) -> None:
+        end = SIGNALS[number]
+        self._told = Halt(end, f"{signal.Signals(number).name} came")
+        if self._begun is None:
+            return
+        allowed = TOLD_SECONDS if end is End.TOLD_TO_STOP else WARNED_SECONDS
+        expected = max(self._recent, default=float("inf")) - (self._clock() - self._begun)
+        if expected > allowed:
+            raise self._told
