@@ -7,14 +7,31 @@ import sys
 import pytest
 
 from jobs.config import read_settings
-from jobs.doctor import Verdict, examine
+from jobs.doctor import examine
+from jobs.doctor_slurm import file_system_of
+from jobs.finding import Verdict
 from ldm.errors import SchedulerError
 
-SINFO = "kshdtest dcu:Hygon:4\nkshdtest dcu:4\nkshctest (null)\ngpu gpu:a100:4\n"
+SINFO = """\
+kshdtest|kshdtest*|up|3-00:00:00|75|32|110000|dcu:Hygon:4
+kshdtest|kshdtest*|up|3-00:00:00|4|32|110000|dcu:4
+kshctest|kshctest|up|infinite|900|32|110000|(null)
+gpu|gpu|up|2:00:00|1|16|60000|gpu:a100:4
+"""
+MODULES = "compiler/rocm/dtk-22.10.1\ncompiler/dtk/24.04\n"
 
 
-def answer(command):
-    return {"sbatch": "slurm 22.05.8\n", "sinfo": SINFO}[command[0]]
+def answer(command, **answers):
+    """A cluster's commands; an answer that is an error is raised."""
+    known = {"sbatch": "slurm 22.05.8\n", "sinfo": SINFO, "scontrol": "MaxArraySize = 1001\n", "bash": MODULES}
+    found = {**known, **answers}["test" if "test" in answers and "--test-only" in command else command[0]]
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def cluster(**answers):
+    return lambda command: answer(command, **answers)
 
 
 def findings(*words, run=answer, verdict=None):
@@ -43,7 +60,7 @@ def test_a_partition_that_is_not_there_is_named_with_those_that_are():
 
 def test_a_partition_without_the_cards_is_named():
     assert findings("cluster=scnet-dcu", "cluster.partition=kshctest", verdict=Verdict.FAIL) == [
-        "partition kshctest has the resources (null), asked for is dcu"
+        "partition kshctest has the resources none, asked for is dcu"
     ]
 
 
@@ -156,7 +173,108 @@ def test_looking_leaves_no_folder_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_module_lines_in_a_shell_without_modules_are_a_warning(monkeypatch):
-    monkeypatch.delenv("MODULESHOME", raising=False)
-    monkeypatch.delenv("LMOD_CMD", raising=False)
-    assert any("the setup uses `module`" in text for text in findings("cluster=scnet-dcu", verdict=Verdict.WARN))
+def test_a_partition_by_default_is_looked_at_too():
+    assert "partition kshdtest has the resources dcu:Hygon:4, dcu:4, asked for is dcu" in findings(
+        "cluster=scnet-dcu", "cluster.partition=null"
+    )
+    nowhere = cluster(sinfo=SINFO.replace("*", ""))
+    assert findings("cluster=scnet-dcu", "cluster.partition=null", run=nowhere, verdict=Verdict.FAIL) == [
+        "there is no default partition; there are gpu, kshctest, kshdtest"
+    ]
+
+
+def test_slurm_is_asked_whether_it_would_take_the_job():
+    asked = []
+
+    def note(command):
+        asked.append(command)
+        return answer(command)
+
+    words = "cluster=scnet-dcu", "cards=2", "cluster.directives.exclusive=", "cluster.omit=[open-mode]"
+    assert "Slurm would take the job (sbatch --test-only)" in findings(*words, run=note)
+    [command] = [command for command in asked if "--test-only" in command]
+    assert {"--partition=kshdtest", "--gres=dcu:2", "--time=120", "--exclusive", "--wrap=true"} <= set(command)
+    assert not any("open-mode" in word for word in command)
+
+
+def test_a_refusal_is_in_slurms_words_with_what_exists():
+    refused = SchedulerError("sbatch: error: Invalid generic resource (gres) specification")
+    [text] = findings("cluster=scnet-dcu", run=cluster(test=refused), verdict=Verdict.FAIL)
+    assert text == (
+        "Slurm would not take the job: sbatch: error: Invalid generic resource (gres) specification; kshdtest has "
+        "dcu:Hygon:4, dcu:4; gpu has gpu:a100:4; give cluster.gres=NAME, without the count"
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("cluster.cpus_per_card=40", "1 cards with 40 cores each are more than the 32 cores of a node; give cluster."),
+        ("cluster.directives.ntasks=16", "the directive ntasks must not stand in a profile; use cards=N"),
+        ("cluster.max_array_size=5000", "max_array_size is 5000, here 1001; give cluster.max_array_size=1001"),
+        ("cards=9", "cards must be at most"),
+    ],
+)
+def test_what_cannot_work_is_told_before_a_job_is_submitted(word, said):
+    assert any(said in text for text in findings("cluster=scnet-dcu", word, verdict=Verdict.FAIL))
+
+
+def test_more_time_than_the_partition_gives_is_told():
+    words = "cluster=slurm-gpu", "time_limit_min=600"
+    assert "gpu gives at most 120 min, asked for are 600; give time_limit_min=120" in findings(
+        *words, "cluster.max_time_min=null", verdict=Verdict.FAIL
+    )
+
+
+def test_more_cards_than_nodes_have_are_a_warning():
+    texts = findings("cluster=scnet-dcu", "cluster.cards_per_node=8", verdict=Verdict.WARN)
+    assert "cards_per_node is 8, and no node of kshdtest has more than 4" in texts
+
+
+def test_a_controller_that_keeps_silent_is_a_warning():
+    texts = findings("cluster=scnet-dcu", run=cluster(scontrol=SchedulerError("no answer")), verdict=Verdict.WARN)
+    assert "the limit of arrays is not known: no answer" in texts
+
+
+def test_modules_of_the_setup_are_looked_for():
+    setup = (
+        "cluster.setup=[module purge, module load compiler/dtk, module switch compiler/rocm compiler/rocm/dtk-22.10]"
+    )
+    assert "module compiler/dtk" in findings("cluster=scnet-dcu", setup, verdict=Verdict.OK)
+    assert (
+        "`module avail` does not list compiler/rocm/dtk-22.10; did you mean compiler/rocm/dtk-22.10.1 or "
+        "compiler/dtk/24.04?"
+    ) in findings("cluster=scnet-dcu", setup, verdict=Verdict.WARN)
+
+
+@pytest.mark.parametrize(
+    ("modules", "said"),
+    [("", "the setup uses `module`, which this machine"), (SchedulerError("broken"), "`module avail` failed: broken")],
+)
+def test_module_lines_where_there_are_no_modules_are_a_warning(modules, said):
+    setup = "cluster.setup=[module load compiler/dtk]"
+    texts = findings("cluster=scnet-dcu", setup, run=cluster(bash=modules), verdict=Verdict.WARN)
+    assert any(text.startswith(said) for text in texts)
+
+
+def test_paths_that_are_not_here_are_a_warning(tmp_path):
+    words = "cluster.python=/missing/python", f"cluster.ld_library_path=[/missing/lib, {tmp_path}]"
+    texts = findings("cluster=scnet-dcu", *words, verdict=Verdict.WARN)
+    assert "python is /missing/python, which is no program on this machine" in texts
+    assert "ld_library_path names /missing/lib, which is no folder on this machine" in texts
+    assert not any(f"names {tmp_path}" in text for text in texts)
+
+
+def test_the_innermost_mount_tells_the_kind_of_a_folder(tmp_path):
+    mounts = tmp_path / "mounts"
+    mounts.write_text("/dev/sda / ext4 rw 0 0\nhome:/home /public nfs4 rw 0 0\nl@o:/l /public/lustre lustre rw 0 0\n")
+    kinds = {"/public/home/user": "nfs4", "/public/lustre": "lustre", "/publican": "ext4", "/public": "nfs4"}
+    assert {path: file_system_of(path, mounts) for path in kinds} == kinds
+    assert file_system_of("/public", tmp_path / "missing") == ""
+
+
+def test_a_folder_of_runs_on_a_disk_of_this_machine_is_a_warning(monkeypatch):
+    monkeypatch.setattr("jobs.doctor_slurm.file_system_of", lambda path: "ext4")
+    assert any("on ext4: often one machine's own" in text for text in findings("cluster=scnet-dcu"))
+    monkeypatch.setattr("jobs.doctor_slurm.file_system_of", lambda path: "lustre")
+    assert not any("one machine's own" in text for text in findings("cluster=scnet-dcu"))
