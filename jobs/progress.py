@@ -1,16 +1,19 @@
-"""The line that shows how far a run here has come: redrawn on a terminal, once a minute where output is kept."""
+"""How far a run here has come: a bar on a terminal, a line a minute where output is kept."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from types import TracebackType
-from typing import Callable, List, Optional, TextIO, Type
+from typing import Callable, List, Optional, TextIO, Tuple, Type
 
 from jobs.records import ShardSummary, read_summary
 from jobs.rundir import RunDir, RunInfo
+from jobs.screen import Screen, is_screen
+from jobs.wording import duration, speed
 
-LOG_SECONDS = 60.0
+LOG_SECONDS, SCREEN_SECONDS = 60.0, 0.5
 
 
 class Progress:
@@ -21,47 +24,67 @@ class Progress:
     ) -> None:
         self._run = run
         self._output = output or sys.stderr
+        self._screen = Screen(self._output) if is_screen(self._output) else None
         self._clock = clock
         self._planned = info.plan.images
         self._open: List[int] = list(range(info.plan.shards))
         self._closed: List[ShardSummary] = []
-        self._started = self._shown = clock()
-        self._before = sum(summary.made for summary in self._read())
+        self._shown = clock()
+        self._before = self._made(self._read())
+        self._first: Optional[Tuple[float, int]] = None
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Progress:
+        if self._screen is not None:
+            self._stack.enter_context(self._screen)
         self._draw()
         return self
 
     def __exit__(
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        self._draw()
-        if self._output.isatty():
-            self._output.write("\n")
+        with self._stack:
+            self._draw()
 
     def show(self) -> None:
         """Show how far the run is, unless that was done a moment ago."""
-        if self._output.isatty() or self._clock() - self._shown >= LOG_SECONDS:
+        if self._clock() - self._shown >= (LOG_SECONDS if self._screen is None else SCREEN_SECONDS):
             self._draw()
 
     def line(self) -> str:
         """For example `12/40 pictures, 1 failed, 0.82 images/s, 34 s left`."""
-        summaries = self._read()
-        made, failed = sum(each.made for each in summaries), sum(each.failed for each in summaries)
+        return self._look()[1]
+
+    def _draw(self) -> None:
+        settled, line = self._look()
+        self._shown = self._clock()
+        if self._screen is None:
+            self._output.write(f"{line}\n")
+            self._output.flush()
+        else:
+            self._screen.show(settled, self._planned, [line])
+
+    def _look(self) -> Tuple[int, str]:
+        """How many pictures need no more work, and the line. The speed is that since the first new pictures were
+        there, so that it is not told too low while, and after, the model is loaded.
+        """
+        summaries, now = self._read(), self._clock()
+        made, failed = self._made(summaries), sum(each.failed for each in summaries)
         parts = [f"{made}/{self._planned} pictures"]
         if failed:
             parts.append(f"{failed} failed")
-        seconds = self._clock() - self._started
-        if made > self._before and seconds > 0:
-            rate = (made - self._before) / seconds
-            parts += [f"{rate:.2f} images/s", f"{(self._planned - made - failed) / rate:.0f} s left"]
-        return ", ".join(parts)
+        if self._first is None and made > self._before:
+            self._first = now, made
+        elif self._first is not None and made > self._first[1] and now > self._first[0]:
+            rate = (made - self._first[1]) / (now - self._first[0])
+            parts.append(speed(rate))
+            if made + failed < self._planned:
+                parts.append(f"{duration((self._planned - made - failed) / rate)} left")
+        return made + failed, ", ".join(parts)
 
-    def _draw(self) -> None:
-        self._shown = self._clock()
-        start, end = ("\r\033[K", "") if self._output.isatty() else ("", "\n")
-        self._output.write(f"{start}{self.line()}{end}")
-        self._output.flush()
+    @staticmethod
+    def _made(summaries: List[ShardSummary]) -> int:
+        return sum(summary.made for summary in summaries)
 
     def _read(self) -> List[ShardSummary]:
         found = {shard: read_summary(self._run.records_path(shard)) for shard in self._open}

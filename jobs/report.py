@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import re
+import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
+from jobs.attendance import Attendance, read_attendances
+from jobs.logs import TaskLog, latest_logs, reasons, tail, task_logs
 from jobs.plan import index_ranges
-from jobs.records import Session, ShardSummary, read_records, read_summary
+from jobs.reading import reading
+from jobs.records import Failure, Session, ShardSummary, read_summary
 from jobs.rundir import RunDir, RunInfo
+from jobs.wording import money, speed
 
-SHOWN = 5  # failures, and logs with bad news, that are shown
+SHOWN = 5  # failures, logs with bad news, and lines of one, that are shown
 LOG_TAIL_BYTES = 4096
-TROUBLE = re.compile(r"error|traceback|killed|cancelled|time limit|out of memory", re.IGNORECASE)
+
+Summaries = Sequence[Optional[ShardSummary]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,10 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Report:
-    """A run in numbers of pictures. `missing` have neither a file nor a failure yet; times are in seconds."""
+    """A run in numbers of pictures. `missing` have neither a file nor a failure yet; `quarantined` are those of the
+    failed that are tried no more. `startup_share` is how much of the card-hours went by before the first picture could
+    begin, 0 to 1; None where no process has noted it.
+    """
 
     planned: int
     done: int
@@ -39,50 +46,89 @@ class Report:
     cost: Optional[float]
     failures: Tuple[str, ...]
     troubles: Tuple[Trouble, ...]
+    quarantined: int = 0
+    startup_share: Optional[float] = None
+    currency: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether every picture is done or will not be tried again by itself."""
+        return not self.missing and self.failed == self.quarantined
 
 
 def make_report(run: RunDir, info: RunInfo) -> Report:
     """Read the last line of each shard's records; the records and logs themselves only where something failed."""
-    read = [read_summary(run.records_path(shard)) for shard in range(info.plan.shards)]
-    found = [summary for summary in read if summary is not None]
+    return report_of(run, info, read_summaries(run, info), read_attendances(run.workers))
+
+
+def read_summaries(run: RunDir, info: RunInfo) -> List[Optional[ShardSummary]]:
+    """The last line of each shard's records; None for a shard that nobody has begun."""
+    return [read_summary(run.records_path(shard)) for shard in range(info.plan.shards)]
+
+
+def report_of(run: RunDir, info: RunInfo, summaries: Summaries, attendances: Sequence[Attendance]) -> Report:
+    """The report that these readings of the run give."""
+    found = [summary for summary in summaries if summary is not None]
     sessions = [session for summary in found for session in summary.sessions]
     done, failed = sum(each.made for each in found), sum(each.failed for each in found)
-    card_hours = sum(session.updated - session.started for session in sessions) / 3600
-    price = info.settings.profile.price_per_card_hour
-    undone = [shard for shard, summary in enumerate(read) if summary is None or not summary.done]
+    failures = _failures(run, found)
+    card_hours = _card_seconds(attendances, sessions) / 3600
+    profile = info.settings.profile
     return Report(
         planned=info.plan.images,
         done=done,
         flagged=sum(each.flagged for each in found),
         failed=failed,
         missing=info.plan.images - done - failed,
-        images_per_second=_rate(sessions),
+        images_per_second=rate(sessions),
         card_hours=card_hours,
-        cost=None if price is None else price * card_hours,
-        failures=_failures(run, found),
-        troubles=_troubles(run, undone),
+        cost=None if profile.price_per_card_hour is None else profile.price_per_card_hour * card_hours,
+        failures=tuple(f"picture {failure.index}: {failure.error}" for failure in failures[:SHOWN]),
+        troubles=_troubles(task_logs(run, attendances), undone_shards(summaries)),
+        quarantined=sum(failure.quarantined for failure in failures),
+        startup_share=_startup_share(attendances),
+        currency=profile.currency,
     )
+
+
+def undone_shards(summaries: Summaries) -> List[int]:
+    """The shards that have something left to be made."""
+    return [shard for shard, summary in enumerate(summaries) if summary is None or not summary.done]
 
 
 def format_report(report: Report) -> List[str]:
     """The report as lines for a terminal."""
+    return [*format_totals(report), *format_problems(report)]
+
+
+def format_totals(report: Report) -> List[str]:
+    """The report's numbers, as two lines."""
     share = 100 * report.done / report.planned
-    lines = [
+    spent = [speed(report.images_per_second), f"{report.card_hours:.2f} card-hours"]
+    if report.cost is not None:
+        spent.append(f"cost {money(report.cost, report.currency)}")
+    if report.startup_share is not None:
+        spent.append(f"start-up {100 * report.startup_share:.1f} % of them")
+    quarantined = f" ({report.quarantined} quarantined)" if report.quarantined else ""
+    return [
         f"{report.done} of {report.planned} pictures done ({share:.0f} %), "
-        f"{report.flagged} flagged, {report.failed} failed, {report.missing} missing",
-        f"{_rate_text(report.images_per_second)}, {report.card_hours:.2f} card-hours{_cost_text(report.cost)}",
+        f"{report.flagged} flagged, {report.failed} failed{quarantined}, {report.missing} missing",
+        ", ".join(spent),
     ]
-    lines += [f"failed: {failure}" for failure in report.failures]
+
+
+def format_problems(report: Report) -> List[str]:
+    """Some pictures that failed, and the last words of logs that end badly."""
+    lines = [f"failed: {failure}" for failure in report.failures]
     for trouble in report.troubles:
-        which = (
-            f"shards {index_ranges(trouble.shards)} are" if len(trouble.shards) > 1 else f"shard {trouble.shards[0]} is"
-        )
+        several = len(trouble.shards) > 1
+        which = f"shards {index_ranges(trouble.shards)} are" if several else f"shard {trouble.shards[0]} is"
         lines.append(f"{which} not done; {trouble.log} ends with")
         lines += [f"    {line}" for line in trouble.lines]
     return lines
 
 
-def _rate(sessions: List[Session]) -> Optional[float]:
+def rate(sessions: Sequence[Session]) -> Optional[float]:
     """Pictures a second of the time in which at least one worker was at work; None before the first."""
     made = sum(session.made for session in sessions)
     busy, end = 0.0, 0.0
@@ -92,57 +138,57 @@ def _rate(sessions: List[Session]) -> Optional[float]:
     return made / busy if made and busy > 0 else None
 
 
-def _rate_text(rate: Optional[float]) -> str:
-    if rate is None:
-        return "no picture yet"
-    return f"{rate:.2f} images/s" if rate >= 0.1 else f"{1 / rate:.0f} s an image"
+def _card_seconds(attendances: Sequence[Attendance], sessions: Iterable[Session]) -> float:
+    """The time that processes have had their cards, loading included where they noted it."""
+    noted = {each.worker for each in attendances}
+    others = (each.updated - each.started for each in sessions if each.worker not in noted)
+    return sum(map(_present, attendances)) + sum(others)
 
 
-def _cost_text(cost: Optional[float]) -> str:
-    return "" if cost is None else f", cost {cost:.2f}"
+def _startup_share(attendances: Sequence[Attendance]) -> Optional[float]:
+    total = sum(map(_present, attendances))
+    before = sum(_present(each) if each.loading is None else each.loading for each in attendances)
+    return min(1.0, before / total) if total > 0 else None
 
 
-def _failures(run: RunDir, summaries: List[ShardSummary]) -> Tuple[str, ...]:
-    texts: List[str] = []
-    for summary in summaries:
-        if summary.failed and len(texts) < SHOWN:
-            failures = read_records(run.records_path(summary.shard)).failures.values()
-            texts += [f"picture {failure.index}: {failure.error}" for failure in failures]
-    return tuple(texts[:SHOWN])
+def _present(each: Attendance) -> float:
+    """Seconds from a process's beginning to its last sign of life."""
+    return max(0.0, (each.updated if each.ended is None else each.ended) - each.started)
 
 
-def _troubles(run: RunDir, undone: List[int]) -> Tuple[Trouble, ...]:
+def _failures(run: RunDir, summaries: Iterable[ShardSummary]) -> List[Failure]:
+    """The pictures that failed; of a shard's records only their lines are parsed."""
+    return [failure for each in summaries if each.failed for failure in _read_failures(run, each.shard)]
+
+
+def _read_failures(run: RunDir, shard: int) -> List[Failure]:
+    path = run.records_path(shard)
+    found: Dict[int, Failure] = {}
+    with reading(path):
+        lines = path.read_bytes().split(b"\n")
+    for line in lines:
+        if b'"error":' in line:
+            try:
+                failure = Failure(**json.loads(line))
+            except (ValueError, TypeError):
+                continue
+            found[failure.index] = failure
+    return list(found.values())
+
+
+def _troubles(logs: Sequence[TaskLog], undone: Iterable[int]) -> Tuple[Trouble, ...]:
     """The undone shards whose latest log ends with bad news; one that is still being made has none."""
-    logs = _latest_logs(run)
-    shards_of: Dict[Path, List[int]] = {}
+    latest = latest_logs(logs)
+    shards_of: Dict[str, List[int]] = {}
     for shard in undone:
-        if shard in logs:
-            shards_of.setdefault(logs[shard], []).append(shard)
+        if shard in latest:
+            shards_of.setdefault(str(latest[shard].path), []).append(shard)
+    paths = {str(log.path): log.path for log in latest.values()}
     found: List[Trouble] = []
-    for path, shards in shards_of.items():
-        lines = _last_lines(path)
-        if any(TROUBLE.search(line) for line in lines):
-            found.append(Trouble(tuple(shards), str(path), lines))
+    for name, shards in shards_of.items():
+        lines = tuple(tail(paths[name], LOG_TAIL_BYTES)[-SHOWN:])
+        if reasons(lines):
+            found.append(Trouble(tuple(shards), name, lines))
         if len(found) == SHOWN:
             break
     return tuple(found)
-
-
-def _latest_logs(run: RunDir) -> Dict[int, Path]:
-    """The log of the process that had each shard last: processes of a task take its shards by turns."""
-    return {
-        shard: run.logs / task["logs"][turn % len(task["logs"])]
-        for submission in run.submissions()
-        for task in submission["tasks"]
-        for turn, shard in enumerate(task["shards"])
-    }
-
-
-def _last_lines(path: Path) -> Tuple[str, ...]:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return ()
-    return tuple(line for line in text.splitlines() if line.strip())[-SHOWN:]

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from jobs.records import Session
-from jobs.report import _rate, format_report, make_report
+from jobs.report import format_report, make_report, rate
 from jobs.worker import Worker, run_shard
 from tests.jobs.support import FakeModel, prepare
 
@@ -42,7 +42,7 @@ def test_everything_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sessions", "rate"),
+    ("sessions", "expected"),
     [
         ([], None),
         ([session(0, 10, 0)], None),
@@ -54,8 +54,8 @@ def test_everything_is_counted(tmp_path):
     ],
     ids=["none", "nothing made", "one", "side by side", "overlapping", "within", "a night between"],
 )
-def test_the_rate_counts_the_time_in_which_somebody_was_at_work(sessions, rate):
-    assert _rate(sessions) == (None if rate is None else pytest.approx(rate))
+def test_the_rate_counts_the_time_in_which_somebody_was_at_work(sessions, expected):
+    assert rate(sessions) == (None if expected is None else pytest.approx(expected))
 
 
 def test_card_hours_are_those_of_all_workers(tmp_path):
