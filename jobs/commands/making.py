@@ -24,7 +24,9 @@ def add(commands: Subparsers) -> None:
     of_prompts(add_command(commands, "plan", plan, "plan the prompts, start nothing, and print the run folder"))
     of_prompts(add_command(commands, "submit", submit, "plan the prompts and start the workers"))
     with_settings(of_run(add_command(commands, "resume", resume, "start workers for what a run still misses")))
-    of_prompts(add_command(commands, "render", render, "print a plain sbatch file that does the same"), "PROMPTS|RUN")
+    rendered = add_command(commands, "render", render, "print a plain sbatch file that does the same")
+    of_prompts(rendered, "PROMPTS|RUN")
+    rendered.add_argument("--portal", action="store_true", help="print what a platform's web form asks instead")
     worker = add_command(commands, "work", work, "make pictures here: in a job, or by srun in an salloc")
     with_settings(of_run(worker))
     worker.add_argument("--shard", metavar="N", help="only these shards, as 3 or 0-3,7")
@@ -63,6 +65,7 @@ def resume(options: argparse.Namespace) -> int:
 def render(options: argparse.Namespace) -> int:
     from jobs.config import read_settings
     from jobs.launch import missing_shards
+    from jobs.portal import portal_text
     from jobs.reading import reading
     from jobs.rundir import RunDir
     from jobs.sbatch import render as rendered
@@ -81,7 +84,10 @@ def render(options: argparse.Namespace) -> int:
     shards = missing_shards(run, info)
     if not shards:
         raise RunError(f"nothing is missing in {run.path}, so there is nothing to submit")
-    sys.stdout.write(rendered(run, settings, shards, info.plan.shards))
+    if options.portal:
+        sys.stdout.write(portal_text(run, settings, shards))
+    else:
+        sys.stdout.write(rendered(run, settings, shards, info.plan.shards))
     return 0
 
 
