@@ -108,7 +108,7 @@ def test_cluster_words_change_the_profile():
         ("max_parallel=x", "max_parallel must be a whole number or null, got 'x'"),
         ("steps", "settings are given as key=value, got 'steps'"),
         ("=3", "settings are given as key=value, got '=3'"),
-        ("cluster=scnet-dcuu", "there is no cluster 'scnet-dcuu'; did you mean scnet-dcu?"),
+        ("cluster=scnet-dcuu", "there is no cluster 'scnet-dcuu'; did you mean scnet-dcu or "),
         ("cluster=missing.yaml", "cannot read missing.yaml: No such file or directory"),
         ("cluster.partiton=x", "there is no key 'partiton'; did you mean partition?"),
         ("cluster.setup=a", "setup must be a list, got 'a'"),

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from jobs.config import load_profile, read_settings
-from jobs.profiles import INSTEAD, MEANINGS, check_profile, list_profiles, show_profile
+from jobs.profiles import INSTEAD, MEANINGS, check_profile, list_profiles, save_profile, show_profile
 from jobs.spec import ClusterProfile
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, OutputError
 from ldm.inference.models import PROJECT_ROOT
 
 FIELDS = [field.name for field in dataclasses.fields(ClusterProfile)]
@@ -95,3 +95,19 @@ def test_more_time_than_the_cluster_gives_is_refused_with_what_to_type():
 
 def test_several_folders_in_one_entry_are_refused():
     assert "must be a list of folders, one each" in refusal("cluster.ld_library_path=['/a:/b']")
+
+
+def test_one_profile_shows_every_field_with_a_comment():
+    text = (PROJECT_ROOT / "configs" / "clusters" / "slurm-gpu.yaml").read_text()
+    assert list(yaml.safe_load(text)) == FIELDS
+
+
+def test_a_saved_profile_never_replaces_a_file(tmp_path):
+    save_profile(tmp_path / "a.yaml", "scheduler: slurm\n")
+    with pytest.raises(ConfigError, match=r"a.yaml is there already, and stays as it is; give another -o FILE"):
+        save_profile(tmp_path / "a.yaml", "scheduler: local\n")
+    assert (tmp_path / "a.yaml").read_text() == "scheduler: slurm\n"
+    with pytest.raises(ConfigError, match=r"a profile's file must end with .yaml, got .*mysite"):
+        save_profile(tmp_path / "mysite", "")
+    with pytest.raises(OutputError, match="cannot write"):
+        save_profile(tmp_path / "missing" / "a.yaml", "")
