@@ -26,11 +26,15 @@ ENDED = frozenset(
 class SlurmLab:
     """One cluster. `with SlurmLab(accounting=False) as lab:` has it up inside, and down after, whatever happens."""
 
-    def __init__(self, *, accounting: bool, dcu_nodes: int = 4, namespaces: bool = False) -> None:
+    def __init__(
+        self, *, accounting: bool, dcu_nodes: int = 4, namespaces: bool = False, enforce: str = ""
+    ) -> None:
+        """`enforce` is what accounting insists on, such as `wckeys`; `namespaces` needs root."""
         self.switches = {
             "ACCOUNTING": str(int(accounting)),
             "DCU_NODES": str(dcu_nodes),
             "NODE_NAMESPACES": str(int(namespaces)),
+            "ENFORCE": enforce,
         }
         self.folder = Path()
         self.env: Dict[str, str] = {}

@@ -3,13 +3,14 @@
 #   LAB=folder           where all of it lies; short, since sockets below it must fit in 108 characters
 #   PORT=20000           the first of 8 + DCU_NODES free ports
 #   ACCOUNTING=1         mariadbd and slurmdbd too, so that sacct answers
+#   ENFORCE=             what accounting insists on, such as wckeys; this user has an account then
 #   DCU_NODES=4          nodes dcu1... of partition kshdtest, 32 cores and 4 cards each; partition gpu is one node, gpu1
 #   NODE_NAMESPACES=0    1 (root): a node has its own host name, and a /var/tmp that no other node sees
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lab.sh
 . "$(dirname "$0")/lab.sh"
 : "${PORT:?must be the first of a block of free ports}"
-ACCOUNTING=${ACCOUNTING:-1} DCU_NODES=${DCU_NODES:-4} NODE_NAMESPACES=${NODE_NAMESPACES:-0}
+ACCOUNTING=${ACCOUNTING:-1} DCU_NODES=${DCU_NODES:-4} NODE_NAMESPACES=${NODE_NAMESPACES:-0} ENFORCE=${ENFORCE:-}
 HERE=$(cd "$(dirname "$0")" && pwd)
 HOST=$(hostname -s) ME=$(id -un)
 CONTROLLER_PORT=$((PORT + 1)) DBD_PORT=$((PORT + 2)) SQL_PORT=$((PORT + 3)) GPU_PORT=$((PORT + 4)) DCU_PORT=$((PORT + 5))
@@ -88,6 +89,8 @@ AccountingStoragePort=$DBD_PORT
 AccountingStoragePass=$LAB/sock/munge
 AccountingStorageTRES=gres/dcu,gres/gpu
 AccountingStoreFlags=job_comment,job_script,job_env
+${ENFORCE:+AccountingStorageEnforce=$ENFORCE
+TrackWCKey=yes}
 END
   else
     cat <<END
@@ -140,6 +143,7 @@ StoragePort=$SQL_PORT
 StorageUser=slurm
 StoragePass=slurm
 StorageLoc=slurm
+${ENFORCE:+TrackWCKey=yes}
 END
 }
 
@@ -168,6 +172,11 @@ start_controller() {
   wait_for 300 controller_is_up || die "slurmctld did not come up, see $LAB/log"
 }
 
+add_user() {
+  sacctmgr -i add account lab >/dev/null || true # there since the last attempt
+  sacctmgr -i add user "$ME" account=lab >/dev/null
+}
+
 start_nodes() {
   local number
   for ((number = 1; number <= DCU_NODES; number++)); do
@@ -184,4 +193,5 @@ write_gres_conf >"$LAB/etc/gres.conf"
 start_munge
 if [[ $ACCOUNTING == 1 ]]; then start_accounting; fi
 start_controller
+if [[ -n $ENFORCE ]]; then wait_for 60 add_user || die "no account for $ME, see $LAB/log"; fi
 start_nodes
