@@ -80,7 +80,7 @@ def records(run: Path) -> List[Dict[str, Any]]:
 
 def faults(run: Path, planned: int) -> List[str]:
     """What keeps the run from being whole: each planned picture there once, whole, with one true record."""
-    found, wanted = pictures(run), {f"samples/000/{index:06}.png" for index in range(planned)}
+    found, wanted = pictures(run), {f"samples/{index // 1000:03}/{index:06}.png" for index in range(planned)}
     noted = records(run)
     problems = [f"{name} is missing" for name in sorted(wanted - found.keys())]
     problems += [f"{name} is not planned" for name in sorted(found.keys() - wanted)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Container, Dict, List, Optional, Type
 
-from tests.slurm_lab.machine import LabError, clean_environment, reserve_ports, short_folder
+from tests.slurm_lab.machine import MOST_NODES, LabError, clean_environment, reserve_ports, short_folder
 from tests.slurm_lab.processes import PATIENCE_S
 
 HERE = Path(__file__).parent
@@ -26,10 +26,10 @@ ENDED = frozenset(
 class SlurmLab:
     """One cluster. `with SlurmLab(accounting=False) as lab:` has it up inside, and down after, whatever happens."""
 
-    def __init__(
-        self, *, accounting: bool, dcu_nodes: int = 4, namespaces: bool = False, enforce: str = ""
-    ) -> None:
+    def __init__(self, *, accounting: bool, dcu_nodes: int = 4, namespaces: bool = False, enforce: str = "") -> None:
         """`enforce` is what accounting insists on, such as `wckeys`; `namespaces` needs root."""
+        if dcu_nodes > MOST_NODES:
+            raise LabError(f"a lab has at most {MOST_NODES} DCU nodes, got {dcu_nodes}")
         self.switches = {
             "ACCOUNTING": str(int(accounting)),
             "DCU_NODES": str(dcu_nodes),

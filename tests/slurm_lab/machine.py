@@ -15,7 +15,8 @@ LEFTOVERS = re.compile(  # of an allocation, of cards, of environment modules
     r"S(LURM|BATCH|ALLOC|RUN|QUEUE|INFO|ACCT|CANCEL|CONTROL)|(HIP|CUDA|ROCR)_VISIBLE_DEVICES|.*MODULE|BASH_FUNC_m|_LMFILES_"
 )
 LONGEST_FOLDER = 40  # slurmstepd's sockets lie 60 characters below, and a socket's path ends at 108
-BLOCK = 64  # ports a lab may use
+MOST_NODES = 64
+BLOCK = MOST_NODES + 8  # ports a lab may use: one a node, and those of the daemons beside them
 PORTS = range(20000, 32000, BLOCK)  # below those that the kernel gives to clients
 
 

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm_lab.machine import BLOCK, LONGEST_FOLDER, clean_environment, reserve_ports, short_folder
+from tests.slurm_lab.cluster import SlurmLab
+from tests.slurm_lab.machine import (
+    BLOCK,
+    LONGEST_FOLDER,
+    LabError,
+    clean_environment,
+    reserve_ports,
+    short_folder,
+)
 
 
 def test_two_blocks_of_ports_do_not_overlap() -> None:
@@ -15,6 +23,11 @@ def test_two_blocks_of_ports_do_not_overlap() -> None:
     second_guard, second = reserve_ports()
     with first_guard, second_guard:
         assert abs(first - second) >= BLOCK
+
+
+def test_more_nodes_than_there_are_ports_for_are_refused() -> None:
+    with pytest.raises(LabError, match="at most 64 DCU nodes, got 65"):
+        SlurmLab(accounting=False, dcu_nodes=65)
 
 
 def test_folder_stays_short_where_the_temporary_one_is_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
