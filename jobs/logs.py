@@ -99,16 +99,18 @@ def reasons(lines: Sequence[str]) -> Tuple[str, ...]:
 
 
 def unfinished(logs: Sequence[TaskLog], undone: Collection[int], coming: Collection[str]) -> List[Unfinished]:
-    """Why tasks with shards in `undone` did not finish, those of one reason together, newest first. Those whose jobs
-    are in `coming` may still do so.
+    """Why tasks with shards in `undone` did not finish, those of one reason together, newest first; of a task without
+    shards, what its log says. Those whose jobs are in `coming` may still finish.
     """
     wanted = set(undone)
     wrote = {log.job for log in logs if log.path.exists()}
     groups: Dict[Tuple[str, ...], Unfinished] = {}
     for log in reversed(logs):
-        if log.job in coming or not wanted.intersection(log.shards) or (log.job in wrote and not log.path.exists()):
+        if log.job in coming or (log.job in wrote and not log.path.exists()):
             continue
         lines = tail(log.path)
+        if not (wanted.intersection(log.shards) if log.shards else reasons(lines)):
+            continue
         told = reasons(lines) or tuple(line.strip() for line in lines[-1:])
         alike = tuple(VARYING.sub("#", line) for line in told)
         group = groups.setdefault(alike, Unfinished(logs=(), lines=told))
@@ -132,7 +134,7 @@ def describe_unfinished(group: Unfinished, states: Dict[str, str]) -> List[str]:
 def named(shards: Sequence[int]) -> str:
     """shard 3, shards 0-3,7, or what there is to say of none."""
     if not shards:
-        return "no shard"
+        return "no shards"
     return f"shard{'s' if len(shards) > 1 else ''} {index_ranges(shards)}"
 
 

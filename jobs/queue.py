@@ -20,7 +20,7 @@ from jobs.rundir import RunDir
 
 Ask = Callable[[Sequence[str]], Optional[str]]
 
-ASK_SECONDS = 3.0
+ASK_SECONDS, PATIENT_SECONDS = 3.0, 60.0
 SILENT_SECONDS = 5 * UPDATE_SECONDS  # without a sign of life, where nothing else tells
 COLUMNS = "%i|%F|%T|%r|%L|%N|%j"  # the name comes last, as it may hold anything
 IDS_AT_ONCE = 500
@@ -87,14 +87,20 @@ def ask(command: Sequence[str], seconds: float = ASK_SECONDS) -> Optional[str]:
     return done.stdout.decode("utf-8", "replace")
 
 
-def live_jobs(run: RunDir, ask: Ask = ask) -> Optional[Dict[str, JobState]]:
+def patient(command: Sequence[str]) -> Optional[str]:
+    """`ask` for an answer that is needed, and waited for while the controller is busy."""
+    return ask(command, PATIENT_SECONDS)
+
+
+def live_jobs(run: RunDir, ask: Ask = ask, users: Optional[Set[int]] = None) -> Optional[Dict[str, JobState]]:
     """The run's jobs that are in the queue, by id such as 12_3 or 12; None where the queue cannot be asked.
 
     They are those that were submitted for it, those whose processes have worked on it, and those of its name whose log
-    is in it, such as a rendered file's. Only jobs of this user and of the folder's owner are looked at.
+    is in it, such as a rendered file's. Only jobs of `users` are looked at: this one and the folder's owner.
     """
-    with reading(run.path):
-        users = {os.getuid(), run.path.stat().st_uid}
+    if users is None:
+        with reading(run.path):
+            users = {os.getuid(), run.path.stat().st_uid}
     text = ask(["squeue", "-h", "-r", "-u", ",".join(map(str, sorted(users))), "-o", COLUMNS])
     if text is None:
         return None
