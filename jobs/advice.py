@@ -28,14 +28,6 @@ def site_advice(error_text: str, profile: ClusterProfile, run: RunCommand) -> st
     return ""
 
 
-def lost_log_advice(folder: str) -> str:
-    """Why a job of a run may have ended without a log: its node could not open one."""
-    return (
-        f"its node does not see {folder}, or may not write there: use a folder that all nodes share (outputs=FOLDER); "
-        "Slurm's word for it is exit code 0:53"
-    )
-
-
 def _partitions(profile: ClusterProfile, run: RunCommand) -> str:
     there = "; ".join(map(str, read_partitions(run)))
     return f"partitions here: {there}; give cluster.partition=NAME"

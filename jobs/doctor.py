@@ -10,12 +10,12 @@ from typing import Iterator, List, Optional
 
 from jobs.config import Settings
 from jobs.doctor_slurm import examine_cluster
-from jobs.finding import Finding, Verdict
 from jobs.prepare import locate_model
 from jobs.reading import is_there
 from jobs.rehearsal import REHEARSAL
 from jobs.slurm import RunCommand, run_command
 from jobs.spec import JobSpec
+from jobs.verdict import Finding, Verdict
 from ldm.errors import SdbatchError
 from ldm.inference.files import make_folder
 from ldm.inference.models import MODELS

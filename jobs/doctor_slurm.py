@@ -9,12 +9,12 @@ from typing import Iterator, List, Optional
 
 from jobs.advice import site_advice
 from jobs.config import Settings
-from jobs.finding import Finding, failure, ok, warning
 from jobs.rundir import RunDir
 from jobs.sbatch import directives
 from jobs.site import Partition, read_config, read_modules, read_partitions
 from jobs.slurm import RunCommand, outside_any_job
 from jobs.spec import ClusterProfile
+from jobs.verdict import Finding, failure, ok, warning
 from ldm.errors import SchedulerError, SdbatchError
 
 MOUNTS = Path("/proc/mounts")

@@ -34,7 +34,7 @@ def add(commands: Subparsers) -> None:
 def doctor(options: argparse.Namespace) -> int:
     from jobs.config import read_settings
     from jobs.doctor import examine
-    from jobs.finding import Verdict
+    from jobs.verdict import Verdict
 
     findings = examine(read_settings(options.settings))
     print("\n".join(map(str, findings)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.advice import lost_log_advice, site_advice
+from jobs.advice import site_advice
 from jobs.spec import ClusterProfile
 from ldm.errors import SchedulerError
 from tests.jobs.test_detect import Site
@@ -68,7 +68,3 @@ def test_a_command_that_does_not_answer_costs_the_advice_alone():
     silent = Site(sinfo=SchedulerError("sinfo gave no answer"), sacctmgr=SchedulerError("no accounting"))
     assert site_advice("Invalid partition name specified", PROFILE, silent) == ""
     assert site_advice("Invalid account", PROFILE, silent) == ""
-
-
-def test_a_job_without_a_log_is_explained():
-    assert lost_log_advice("/tmp/outputs/a").startswith("its node does not see /tmp/outputs/a, or may not write there")

@@ -9,7 +9,7 @@ import pytest
 from jobs.config import read_settings
 from jobs.doctor import examine
 from jobs.doctor_slurm import file_system_of
-from jobs.finding import Verdict
+from jobs.verdict import Verdict
 from ldm.errors import SchedulerError
 
 SINFO = """\
