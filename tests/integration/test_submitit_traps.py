@@ -1,7 +1,7 @@
 """The traps of submitit, each of which was seen on a real cluster, and none of which a run falls into.
 
-Elsewhere: setup lines that fail, and `module switch` to a missing module (test_slurm_faults.py); SLURM_* variables of an
-enclosing allocation (test_slurm_cards.py). The pictures are rehearsals, no torch.
+Elsewhere: setup lines that fail, and `module switch` to a missing module (test_slurm_faults.py); SLURM_* variables of
+an enclosing allocation (test_slurm_cards.py). The pictures are rehearsals, no torch.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def another_python() -> Optional[str]:
 
 
 def test_another_version_of_python_in_the_job_makes_the_pictures(login: LoginNode) -> None:
-    """submitit's pickle of a lambda kills another Python; ours names a function. The packages needed are pure Python."""
+    """submitit's pickle of a lambda kills another Python; ours names a function. What it imports is pure Python."""
     python = another_python()
     if python is None:
         pytest.skip("the machine has no second Python from 3.10 on")
