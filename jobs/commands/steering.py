@@ -70,8 +70,8 @@ def retry(options: argparse.Namespace) -> int:
     busy = failed & busy_shards(run, live_jobs(run, patient)) if failed else set()
     if busy and busy == failed:
         raise RunError(
-            f"workers are at the shards with failed pictures, and try those again themselves; wait, or "
-            f"python -m jobs cancel {_name(run)}, before you retry"
+            "workers are at the shards with failed pictures; wait until they are done, or end them with "
+            f"python -m jobs cancel {_name(run)}, and retry then"
         )
     forgotten = forget_failures(run, info, busy)
     left = f"; those of {counted(len(busy), 'shard')} that workers are at are left to them" if busy else ""
