@@ -1,0 +1,182 @@
+"""Where a picture's bytes are: in a file of its own, or in a tar of its shard. Nothing else knows the difference.
+
+    samples/000/000007.png     the picture's own file, for good or until its shard is packed
+    samples/00000.tar          a packed shard in the layout of webdataset: 000000007.json, .png, .txt, and so on
+    samples/00000-1.tar        likewise, of pictures that were made after the shard had been packed
+    samples/index.json         how many pictures are in which tar, in the form that wids reads
+
+A tar is whole or absent, never changes, and is there before the pictures' own files go, so a picture is always in one
+of the two. Who finds it in both has met a packer that was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Set, Union
+
+from jobs.plan import SUFFIXES
+from jobs.reading import is_there as path_is_there
+from jobs.reading import reading
+from jobs.records import read_records, read_summary, without_file
+from jobs.rundir import RunDir, RunInfo, shard_files
+from jobs.spec import PlannedImage
+from ldm.errors import RunError
+from ldm.inference.files import naming, sha256_of, write_once
+from ldm.inference.spec import ImageRecord
+
+TAR_END = bytes(2 * tarfile.BLOCKSIZE)
+TARS_KEPT = 8  # tables of tars in memory, each of a thousand pictures
+
+Known = Union[PlannedImage, ImageRecord]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a tar a picture's bytes are."""
+
+    tar: Path
+    offset: int
+    size: int
+
+
+def is_there(run: RunDir, shard: int, picture: Known) -> bool:
+    """Whether a picture has its file, or is in a tar of its shard, which is looked into once and not per picture."""
+    return path_is_there(run.image_path(picture.file)) or picture.index in packed(run, shard)
+
+
+def read(run: RunDir, shard: int, picture: Known) -> bytes:
+    """A picture's bytes; RunError if it is nowhere."""
+    path = run.image_path(picture.file)
+    with reading(path), contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    place = packed(run, shard).get(picture.index)
+    if place is None:
+        raise RunError(f"picture {picture.index} is not there: {path}; python -m jobs resume makes it again")
+    return read_place(place)
+
+
+def read_place(place: Place) -> bytes:
+    """The bytes at a place in a tar."""
+    with reading(place.tar), place.tar.open("rb") as file:
+        file.seek(place.offset)
+        return file.read(place.size)
+
+
+def keep(run: RunDir, picture: PlannedImage, data: bytes) -> str:
+    """Write a picture's file unless another worker's is there, or in a tar; the sha256 of what stands."""
+    path = run.image_path(picture.file)
+    written = write_once(path, data)
+    # Another worker of this shard packs before it removes: what could be written has been packed, or was never there.
+    place = packed(run, picture.shard).get(picture.index)
+    if place is None:
+        try:
+            return hashlib.sha256(data).hexdigest() if written else sha256_of(path)
+        except FileNotFoundError:
+            place = packed(run, picture.shard)[picture.index]
+    elif written:
+        with naming(path), contextlib.suppress(FileNotFoundError):
+            path.unlink()
+    return hashlib.sha256(read_place(place)).hexdigest()
+
+
+def tars(run: RunDir, shard: int) -> List[Path]:
+    """The tars of a shard that are there, oldest first."""
+    found: List[Path] = []
+    while _has_content(run.tar_path(shard, len(found))):
+        found.append(run.tar_path(shard, len(found)))
+    return found
+
+
+def packed(run: RunDir, shard: int) -> Mapping[int, Place]:
+    """Where in tars the pictures of a shard are, by index; of a picture that is in two, the first."""
+    found: Dict[int, Place] = {}
+    for tar in tars(run, shard):
+        found = {**members(tar), **found}
+    return found
+
+
+def members(tar: Path) -> Mapping[int, Place]:
+    """Where the pictures in one tar are, by index; RunError if it is damaged."""
+    with reading(tar):
+        there = tar.stat()
+    return _members(tar, there.st_size, there.st_mtime_ns)
+
+
+def is_complete(run: RunDir, info: RunInfo, shard: int) -> bool:
+    """Whether nothing is left to do: the records say so, the pictures are there, and in tars if the job wants that."""
+    summary = read_summary(run.records_path(shard))
+    if summary is None or not summary.done:
+        return False
+    own = own_files(run, info, shard)
+    present = len(own | packed(run, shard).keys()) if own else sum(map(samples_in, tars(run, shard)))
+    absent = len(shard_files(run, info, shard)) - present
+    if absent and absent != len(without_file(read_records(run.records_path(shard)))):
+        return False
+    return not own or info.settings.spec.output == "folder"
+
+
+def own_files(run: RunDir, info: RunInfo, shard: int) -> Set[int]:
+    """The indices of a shard's pictures that have a file of their own. One listing a folder."""
+    folders: Dict[Path, Set[str]] = {}
+    for path in shard_files(run, info, shard):
+        folders.setdefault(path.parent, set()).add(path.name)
+    found: Set[int] = set()
+    for folder, names in folders.items():
+        with reading(folder), contextlib.suppress(FileNotFoundError):
+            found.update(int(Path(name).stem) for name in os.listdir(folder) if name in names)
+    return found
+
+
+def samples_in(tar: Path) -> int:
+    """How many pictures are in a tar: what the index says if it speaks of this file, or else counted."""
+    entry = indexed(tar.parent / "index.json").get(tar.name, {})
+    with reading(tar):
+        size = tar.stat().st_size
+    return int(entry["nsamples"]) if entry.get("filesize") == size else len(members(tar))
+
+
+def indexed(path: Path) -> Mapping[str, Mapping[str, Any]]:
+    """The entries of index.json by the name of the tar; none where there is no index that can be read."""
+    with reading(path), contextlib.suppress(FileNotFoundError):
+        there = path.stat()
+        return _indexed(path, there.st_size, there.st_mtime_ns, there.st_ino)
+    return {}
+
+
+@functools.lru_cache(maxsize=1)
+def _indexed(path: Path, size: int, changed: int, inode: int) -> Mapping[str, Mapping[str, Any]]:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return {entry["url"]: entry for entry in json.loads(path.read_bytes())["shardlist"]}
+    return {}
+
+
+@functools.lru_cache(maxsize=TARS_KEPT)
+def _members(tar: Path, size: int, changed: int) -> Mapping[int, Place]:
+    try:
+        with reading(tar), tarfile.open(tar, "r:") as file:
+            found = {
+                int(Path(member.name).stem): Place(tar, member.offset_data, member.size)
+                for member in file
+                if Path(member.name).suffix in SUFFIXES.values()
+            }
+        with reading(tar), tar.open("rb") as raw:
+            raw.seek(max(0, size - len(TAR_END)))
+            if raw.read() != TAR_END:
+                raise ValueError("it has no end")
+    except (tarfile.TarError, ValueError, EOFError) as error:
+        raise RunError(f"{tar} is damaged: {error}; remove it, then python -m jobs resume makes it again") from error
+    return found
+
+
+def _has_content(tar: Path) -> bool:
+    """A name may stand for an empty file for a moment, on a file system without hard links."""
+    with reading(tar), contextlib.suppress(FileNotFoundError):
+        return tar.stat().st_size > 0
+    return False
