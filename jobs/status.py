@@ -105,18 +105,23 @@ def make_status(run: RunDir, info: RunInfo, ask: Ask = ask) -> Status:
     lost = [each for each, place in places if place is Presence.LOST]
     view = _View(asked, live or {}, _sessions(summaries), set(undone_shards(summaries)))
     present = tuple(view.present(each) for each, place in places if place is Presence.AT_WORK)
-    speed = sum(each.images_per_second or 0.0 for each in present) or None
+    speeds = [each.images_per_second for each in present if each.images_per_second]
     return Status(
         run=str(run.path),
         report=report,
-        images_per_second=speed,
-        seconds_left=report.missing / speed if speed else None,
+        images_per_second=sum(speeds) or None,
+        seconds_left=_seconds_left(report.missing, speeds, len(present)),
         paused=run.pause_path.exists(),
         present=present,
         queued=None if live is None else queued(live),
         lost=view.lost(places, ended_jobs([job_id(each) for each in lost if each.job], ask)),
         failing=failing_nodes(attendances, lost),
     )
+
+
+def _seconds_left(missing: int, speeds: Sequence[float], present: int) -> Optional[float]:
+    """How long those at work will need, if those who have made no picture yet become as fast as the others."""
+    return missing / (sum(speeds) / len(speeds) * present) if speeds else None
 
 
 def why_unfinished(run: RunDir, info: RunInfo, logs: Sequence[TaskLog], attendances: Sequence[Attendance]) -> List[str]:

@@ -61,7 +61,7 @@ def _now(status: Status) -> str:
 
 def _queue_parts(queued: Optional[Queued]) -> List[str]:
     if queued is None:
-        return ["squeue does not answer"]
+        return ["squeue gives no answer"]
     pending = sum(queued.pending.values())
     reasons = ", ".join(f"{count} {reason}" if len(queued.pending) > 1 else reason
                         for reason, count in queued.pending.items())  # fmt: skip
