@@ -133,7 +133,7 @@ def torment(
             ordeals.append(Ordeal(login, accidents, dice, diary))
             ordeals[-1].begin(prompts, f"name=chaos-{len(ordeals)}", *work, *CLUSTER)
         left = started + 60 * options.minutes - time.monotonic()
-        whole = ordeals[-1].suffer(min(60.0, left), PAUSE)
+        whole = ordeals[-1].suffer(PAUSE, seconds=min(60.0, left))
         print(f"{time.monotonic() - started:5.0f} s: run {len(ordeals)}: {ordeals[-1].progress()}", flush=True)
     healing = time.monotonic()
     rounds = [ordeal.heal() for ordeal in ordeals]

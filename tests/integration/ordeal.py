@@ -80,10 +80,11 @@ class Ordeal:
         self._most = MOST_IN_QUEUE * len(self._accidents.queue())
         self._say(f"began {self.run}")
 
-    def suffer(self, seconds: float, pause: Tuple[float, float]) -> bool:
-        """Let things happen, `pause` seconds apart, for so long, or until all pictures are there; whether they are."""
+    def suffer(self, pause: Tuple[float, float], *, seconds: float = PATIENCE_S, events: Optional[int] = None) -> bool:
+        """Let things happen, `pause` seconds apart, for so long, so often, or until all pictures are there; whether
+        they are."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end and (events is None or self.events < events):
             self._accidents.recover()
             self._listen()
             idle = not self._typing and not self._accidents.queue()
@@ -121,10 +122,15 @@ class Ordeal:
             problems += [f"verify: {line}" for line in said.splitlines() if status]
         return problems
 
+    @property
+    def events(self) -> int:
+        """How much has happened so far."""
+        return sum(self._accidents.counts.values())
+
     def progress(self) -> str:
         """Where the run stands."""
         return (
-            f"{len(pictures(self.run))} pictures, {sum(self._accidents.counts.values())} events, "
+            f"{len(pictures(self.run))} pictures, {self.events} events, "
             f"{self._accidents.broken} nodes away, {len(self._accidents.queue())} tasks in the queue"
         )
 

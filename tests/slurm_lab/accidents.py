@@ -19,6 +19,7 @@ from typing import Callable, Dict, Iterator, List, Tuple
 
 from tests.slurm_lab.cluster import SlurmLab
 from tests.slurm_lab.machine import LabError
+from tests.slurm_lab.processes import PATIENCE_S
 
 Say = Callable[[str], None]
 
@@ -145,6 +146,8 @@ class Accidents:
             elif queued.state == "PENDING" and "held" in queued.reason.lower():
                 self._count("released", queued.job)
                 self._order("scontrol", "release", queued.job)
+        for order in self._orders if all_now else ():
+            order.wait(PATIENCE_S)
 
     @property
     def broken(self) -> int:

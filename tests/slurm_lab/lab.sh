@@ -43,12 +43,7 @@ step_daemons() {
 
 # job_processes NODE...: what jobs started on these nodes, known by the environment that Slurm gave it
 job_processes() {
-  local folder environment node
-  for folder in /proc/[0-9]*; do
-    environment=$(tr '\0' '\n' 2>/dev/null <"$folder/environ") || continue
-    grep -qxF "SLURM_CONF=$SLURM_CONF" <<<"$environment" || continue
-    for node in "$@"; do
-      if grep -qx "SLURMD_NODENAME=$node" <<<"$environment"; then echo "${folder#/proc/}"; fi
-    done
-  done
+  (($#)) || return 0
+  { grep -lzxF "SLURM_CONF=$SLURM_CONF" /proc/[0-9]*/environ 2>/dev/null || true; } | # some end while grep reads
+    { xargs -r grep -lzxF "${@/#/-eSLURMD_NODENAME=}" 2>/dev/null || true; } | cut -d/ -f3
 }
