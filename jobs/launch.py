@@ -13,15 +13,20 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+from jobs.advice import site_advice
 from jobs.config import Settings
-from jobs.plan import groups, index_ranges
-from jobs.records import is_complete
-from jobs.rundir import RunDir, RunInfo, shard_files
-from jobs.sbatch import directives, setup_blocks, worker_words
-from jobs.slurm import submit_array, submitit_parameters
-from ldm.inference.files import naming
+from jobs.pictures import is_complete
+from jobs.plan import index_ranges
+from jobs.reading import reading
+from jobs.rundir import RunDir, RunInfo
+from jobs.sbatch import directives, render_after, setup_blocks, worker_words
+from jobs.sizing import arrays_of
+from jobs.slurm import NotInstalledError, outside_any_job, run_command, submit_array, submitit_parameters
+from jobs.spec import POST_STEPS, JobSpec
+from ldm.errors import SchedulerError
+from ldm.inference.files import naming, sweep, write_atomically
 from ldm.inference.models import PROJECT_ROOT
 
 log = logging.getLogger(__name__)
@@ -43,37 +48,129 @@ class ArrayTask:
 
 def missing_shards(run: RunDir, info: RunInfo) -> List[int]:
     """The shards that have something left to make."""
-    shards = range(info.plan.shards)
-    return [shard for shard in shards if not is_complete(run.records_path(shard), shard_files(run, info, shard))]
+    return [shard for shard in range(info.plan.shards) if not is_complete(run, info, shard)]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be started of a run: which shards, how many a process goes through, and which nodes to keep off."""
+
+    shards: Tuple[int, ...]
+    per_process: int = 1
+    links: int = 1  # jobs one behind the other, each going on where the one before had to stop
+    exclude: Tuple[str, ...] = ()
 
 
 def submit_to_slurm(
-    run: RunDir, settings: Settings, shards: Sequence[int], task: Callable[[List[str]], None]
+    run: RunDir, settings: Settings, order: Order, task: Callable[[List[str]], None]
 ) -> List[ArrayTask]:
-    """Submit arrays that make `shards`, one a card, in their order; more than one where the site limits arrays.
+    """Submit arrays that make the shards of an order, in their order, and what is to come behind them.
 
     `task` runs in the job; it is given the words of a command line.
     """
-    spec = dataclasses.replace(settings.spec, cards=min(settings.spec.cards, len(shards)))
-    profile = settings.profile
-    settings = Settings(spec, profile)
-    parameters = {
-        **submitit_parameters(directives(run, settings), profile.omit),
-        "setup": "\n".join(setup_blocks(run, settings, {})).splitlines(),
-        "srun_args": [*SRUN_ARGUMENTS, f"--cpus-per-task={profile.cpus_per_card}"],
-    }
+    spec = dataclasses.replace(settings.spec, cards=min(settings.spec.cards, len(order.shards)))
+    if spec.cards < settings.spec.cards:
+        log.warning("%d cards a task were asked for, and %d are asked of Slurm: there are no more shards to make",
+                    settings.spec.cards, spec.cards)  # fmt: skip
+    profile, steps = settings.profile, after_steps(spec)
+    own = Settings(dataclasses.replace(spec, mail=None) if steps else spec, profile)
+    asked = directives(run, own)
+    if order.exclude:
+        asked["exclude"] = ",".join(filter(None, [asked.get("exclude"), *order.exclude]))
+    arrays = arrays_of(order.shards, order.per_process, spec, profile)
     tasks: List[ArrayTask] = []
-    arrays = _arrays(shards, spec.cards, profile.max_array_size)
+    last: List[str] = []
     for elements in arrays:
-        parameters["array_parallelism"] = _parallel_tasks(spec.max_parallel, len(arrays)) or len(elements)
-        words = [(_work_words(run, settings, element),) for element in elements]
-        jobs = submit_array(task, words, run.logs, parameters, shlex.quote(profile.python or sys.executable))
-        submitted = [_array_task(job, element) for job, element in zip(jobs, elements)]
-        _note(
-            run, "slurm", submitted, (run.logs / f"{jobs[0].split('_')[0]}_submission.sh").read_text(encoding="utf-8")
-        )
-        tasks += submitted
+        before: Optional[str] = None
+        for _ in range(order.links):
+            behind = {} if before is None else {"dependency": f"afterany:{before}"}
+            parallel = _parallel_tasks(spec.max_parallel, len(arrays)) or len(elements)
+            submitted = _submit(run, own, elements, {**asked, **behind}, parallel, task)
+            before = submitted[0].job.partition("_")[0]
+            tasks += submitted
+        last.append(str(before))
+    if steps:
+        submit_after(run, Settings(spec, profile), steps, last)
     return tasks
+
+
+def _submit(
+    run: RunDir,
+    settings: Settings,
+    elements: Sequence[Tuple[int, ...]],
+    asked: Mapping[str, str],
+    parallel: int,
+    task: Callable[[List[str]], None],
+) -> List[ArrayTask]:
+    """Submit one array, whose files lie in a folder of its own."""
+    folder = _log_folder(run)
+    parameters = {
+        **submitit_parameters(asked, settings.profile.omit),
+        "array_parallelism": parallel,
+        "setup": "\n".join(setup_blocks(run, settings, {})).splitlines(),
+        "srun_args": [*SRUN_ARGUMENTS, f"--cpus-per-task={settings.profile.cpus_per_card}"],
+    }
+    words = [(_work_words(run, settings, element),) for element in elements]
+    python = shlex.quote(settings.profile.python or sys.executable)
+    try:
+        jobs = submit_array(task, words, folder, parameters, python)
+    except NotInstalledError:
+        raise
+    except SchedulerError as error:
+        advice = site_advice(str(error), settings.profile, run_command)
+        raise SchedulerError(f"{error}{advice and f'; {advice}'}") from error
+    submitted = [_array_task(folder.name, job, element, settings.spec.cards) for job, element in zip(jobs, elements)]
+    script = folder / f"{jobs[0].partition('_')[0]}_submission.sh"
+    _note(run, "slurm", submitted, script.read_text(encoding="utf-8"))
+    return submitted
+
+
+def after_steps(spec: JobSpec) -> List[str]:
+    """The commands behind the last picture, in the order in which each can use what the one before left."""
+    return [*(step for step in POST_STEPS if step in spec.post), *(["notify"] if spec.webhook else [])]
+
+
+def submit_after(run: RunDir, settings: Settings, steps: Sequence[str], jobs: Sequence[str]) -> str:
+    """Submit one job of one core for `steps` that begins once `jobs` have ended, however; its number."""
+    folder = _log_folder(run)
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "after.sbatch"
+    text = render_after(run, settings, steps, f"afterany:{':'.join(jobs)}", folder / "after.log")
+    write_atomically(script, text.encode("utf-8"))
+    with outside_any_job():
+        job = run_command(["sbatch", "--parsable", str(script)]).strip().partition(";")[0]
+    _note(run, "slurm", [ArrayTask(job, (), (f"{folder.name}/after.log",))], text)
+    log.info("behind the last picture: %s, as job %s", ", ".join(steps), job)
+    return job
+
+
+def _log_folder(run: RunDir) -> Path:
+    """A folder below logs/ for what the next submission leaves: no folder has more than one array's files."""
+    return run.logs / f"{len(run.submissions()) + 1:03}"
+
+
+def after_here(run: RunDir, spec: JobSpec) -> int:
+    """Do what comes behind the last picture in this process; the worst exit status."""
+    from jobs.cli import main
+
+    words = [[step, str(run.path)] for step in after_steps(spec) if step != "notify"]
+    if spec.webhook:
+        words.append(["notify", str(run.path), f"webhook={spec.webhook}"])
+    return max((main(each) for each in words), default=0)
+
+
+def sweep_run(run: RunDir) -> None:
+    """Remove what killed processes have begun anywhere in the run; a live one whose part is taken writes it again."""
+    swept = 0
+    for parent in (run.path, run.samples, run.path / "records", run.workers):
+        swept += sweep(parent)
+    for parent in (run.samples, run.workers):
+        with reading(parent):
+            folders = [entry.path for entry in os.scandir(parent) if entry.is_dir()] if parent.is_dir() else []
+        swept += sum(sweep(Path(folder)) for folder in folders)
+    if swept:
+        log.info("%d files that killed processes had begun are removed", swept)
 
 
 def run_here(run: RunDir, settings: Settings, shards: Sequence[int], on_wait: Callable[[], None]) -> int:
@@ -124,20 +221,14 @@ def _work_words(run: RunDir, settings: Settings, shards: Sequence[int]) -> List[
     return ["work", f"--shard={index_ranges(shards)}", str(run.path), *worker_words(settings)]
 
 
-def _arrays(shards: Sequence[int], cards: int, max_array_size: int) -> List[List[Tuple[int, ...]]]:
-    """The shards of each task of each array."""
-    elements = groups(shards, cards)
-    return [elements[start : start + max_array_size] for start in range(0, len(elements), max_array_size)]
-
-
 def _parallel_tasks(max_parallel: Optional[int], arrays: int) -> Optional[int]:
     """How many tasks each of several arrays may run at a time, so that together they keep the limit."""
     return None if max_parallel is None else max(1, max_parallel // arrays)
 
 
-def _array_task(job: str, shards: Tuple[int, ...]) -> ArrayTask:
+def _array_task(folder: str, job: str, shards: Tuple[int, ...], cards: int) -> ArrayTask:
     """submitit names the logs of a task after its id and the rank of each process."""
-    return ArrayTask(job, shards, tuple(f"{job}_{rank}_log.out" for rank in range(len(shards))))
+    return ArrayTask(job, shards, tuple(f"{folder}/{job}_{rank}_log.out" for rank in range(min(cards, len(shards)))))
 
 
 def _note(run: RunDir, scheduler: str, tasks: Sequence[ArrayTask], script: str) -> None:

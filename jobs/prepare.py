@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
+import itertools
 import logging
 import os
 import platform
@@ -12,13 +14,15 @@ import subprocess
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Dict, Iterator, Optional, Sequence
+from typing import Dict, Iterable, Iterator, Optional, Sequence
 
 from jobs.config import Settings
 from jobs.plan import PlanDigest, planned_images, to_line
 from jobs.rehearsal import REHEARSAL, REHEARSAL_SIZE
 from jobs.rundir import RunDir, RunInfo, RunModel, drafted, find_runs, plan_id_of, publish, write_info
-from jobs.spec import JobSpec, PlanTotals, template_request
+from jobs.sizing import images_per_shard
+from jobs.spec import HOW, JobSpec, PlanTotals, template_request
+from jobs.speed import known_speed
 from ldm.errors import ConfigError, SdbatchError
 from ldm.inference.files import naming, sha256_of
 from ldm.inference.models import (
@@ -30,7 +34,7 @@ from ldm.inference.models import (
     find_files,
     read_shape,
 )
-from ldm.inference.prompts import read_prompts
+from ldm.inference.prompts import count_prompts, read_prompts
 from ldm.inference.safety_folder import find_weights
 from ldm.inference.spec import SIZE_MULTIPLE, GenerationRequest, SamplerConfig
 from ldm.inference.weightfile import recognise
@@ -52,7 +56,6 @@ REHEARSAL_MODEL = RunModel(
     size=REHEARSAL_SIZE,
     size_multiple=SIZE_MULTIPLE,
 )
-USUAL_IMAGES_PER_SHARD = 100  # where nothing is known of the speed
 OPTIONS = {"ckpt": "checkpoint", "safety-checker": "safety_checker"}  # of the scripts, where a setting has another name
 PACKAGES = ("torch", "numpy", "Pillow", "omegaconf", "submitit", "tokenizers", "transformers")
 
@@ -77,31 +80,65 @@ class ModelParts:
     safety_checker: Optional[Path]
 
 
-def prepare_run(prompts: Path, settings: Settings, now: Optional[datetime.datetime] = None) -> Prepared:
-    """Plan the prompts file, and find the run of this plan or make its folder. A failure leaves no folder behind."""
+def prepare_run(
+    prompts: Path, settings: Settings, now: Optional[datetime.datetime] = None, limit: Optional[int] = None
+) -> Prepared:
+    """Plan the prompts file, and find the run of this plan or make its folder. A failure leaves no folder behind.
+
+    `limit`: only the first so many pictures, as for a probe.
+    """
     now = now or datetime.datetime.now().astimezone()
     spec = settings.spec
     name = spec.name or name_from(prompts)
     model = find_model(spec)
     outputs = Path(spec.outputs).expanduser()
     with drafted(outputs, name) as draft:
-        totals = _write_plan(draft / "plan.jsonl", prompts, spec, model)
+        totals = _write_plan(draft / "plan.jsonl", _requests(prompts, spec, model, limit), model, settings,
+                             _count(prompts, spec, limit))  # fmt: skip
         info = RunInfo(
             plan=totals,
             created=now.isoformat(timespec="seconds"),
             prompts=str(prompts.absolute()),
+            prompts_sha256=sha256_of(prompts),
             model=model,
             settings=settings,
             versions=versions(),
             commit=commit(),
         )
-        for run in find_runs(outputs, name):
+        runs = find_runs(outputs, name)
+        for run in runs:
             if plan_id_of(run) == totals.plan_id:
                 return Prepared(run, run.info(), resumed=True)
+        if runs:
+            log.info("%s is of another plan%s: a new run begins", runs[0].path, _difference(runs[0], info))
+        if info.commit and info.commit.endswith("-dirty"):
+            log.warning("the checkout differs from commit %s, which is what run.yaml can name", info.commit[:12])
         write_info(draft, info)
         run = publish(draft, name, now.date())
         resumed = draft.exists()  # it was not renamed: the same command, given twice at once, was quicker elsewhere
         return Prepared(run, run.info() if resumed else info, resumed)
+
+
+def warn_of_changed_prompts(info: RunInfo) -> None:
+    """Say so where the prompts file is no longer what was planned: the run goes on with its plan."""
+    path = Path(info.prompts)
+    with contextlib.suppress(OSError):
+        if sha256_of(path) != info.prompts_sha256:
+            log.warning(
+                "%s has changed since it was planned; the run goes on with its plan, `submit` makes a new one", path
+            )
+
+
+def _difference(run: RunDir, info: RunInfo) -> str:
+    """What makes a run's plan another than this one, as far as a few words can say it."""
+    with contextlib.suppress(SdbatchError):
+        before = run.info()
+        if before.prompts == info.prompts and before.prompts_sha256 != info.prompts_sha256:
+            return f" ({info.prompts} has changed since)"
+        then, now = vars(before.settings.spec), vars(info.settings.spec)
+        changed = [f"{key}={now[key]}" for key in now if then[key] != now[key] and key not in HOW]
+        return f" ({', '.join(changed)})" if changed else ""
+    return ""
 
 
 def name_from(prompts: Path) -> str:
@@ -201,17 +238,25 @@ def _git(*words: str) -> Optional[str]:
     return done.stdout.decode("utf-8", "replace").strip()
 
 
-def _write_plan(path: Path, prompts: Path, spec: JobSpec, model: RunModel) -> PlanTotals:
-    images_per_shard = spec.images_per_shard or USUAL_IMAGES_PER_SHARD
-    digest = PlanDigest(dependencies(spec, model), images_per_shard)
-    images = planned_images(_requests(prompts, spec, model), images_per_shard, spec.format)
+def _write_plan(
+    path: Path, requests: Iterable[GenerationRequest], model: RunModel, settings: Settings, count: int
+) -> PlanTotals:
+    """Write the plan of about `count` requests."""
+    spec = settings.spec
+    size = images_per_shard(spec, count, known_speed(spec, settings.profile, model))
+    digest = PlanDigest(dependencies(spec, model), size)
     with naming(path), path.open("w", encoding="utf-8", newline="\n") as file:
-        for image in images:
+        for image in planned_images(requests, size, spec.format):
             digest.add(image)
             file.write(to_line(image))
         file.flush()
         os.fsync(file.fileno())
     return digest.totals()
+
+
+def _count(prompts: Path, spec: JobSpec, limit: Optional[int]) -> int:
+    count = count_prompts(prompts) * spec.images_per_prompt
+    return count if limit is None else min(count, limit)
 
 
 def dependencies(spec: JobSpec, model: RunModel) -> Dict[str, str]:
@@ -227,6 +272,7 @@ def dependencies(spec: JobSpec, model: RunModel) -> Dict[str, str]:
     }
 
 
-def _requests(prompts: Path, spec: JobSpec, model: RunModel) -> Iterator[GenerationRequest]:
+def _requests(prompts: Path, spec: JobSpec, model: RunModel, limit: Optional[int]) -> Iterator[GenerationRequest]:
     template = template_request(spec, size=model.size, guidance_scale=model.guidance_scale)
-    return read_prompts(prompts, template, spec.images_per_prompt, size_multiple=model.size_multiple)
+    read = read_prompts(prompts, template, spec.images_per_prompt, size_multiple=model.size_multiple)
+    return itertools.islice(read, limit)

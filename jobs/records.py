@@ -62,7 +62,7 @@ class Session:
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """A shard at a glance. `done`: nothing is left to be made; a failed picture is, until it has failed ATTEMPTS times."""
+    """A shard at a glance. `done`: nothing is left to be made; a picture that failed is, but for ATTEMPTS times."""
 
     shard: int
     done: bool

@@ -5,6 +5,8 @@
       plan.jsonl                  planner, once     one planned picture a line, by ascending index and shard
       submissions.jsonl           launcher          one line a submission
       samples/000/000123.png      owning worker     whole or absent
+      samples/00012.tar           owning worker     see jobs.pictures; takes the place of a shard's pictures
+      samples/index.json          likewise          the tars
       records/shard-00012.jsonl   owning worker     see jobs.records
       workers/<job>/...json       each process       see jobs.attendance
       logs/                       scheduler, launcher
@@ -62,6 +64,7 @@ class RunInfo:
     plan: PlanTotals
     created: str
     prompts: str
+    prompts_sha256: str
     model: RunModel
     settings: Settings
     versions: Dict[str, Optional[str]]
@@ -76,12 +79,18 @@ class RunDir:
         self.plan_path = self.path / "plan.jsonl"
         self.info_path = self.path / "run.yaml"
         self.submissions_path = self.path / "submissions.jsonl"
+        self.samples = self.path / "samples"
+        self.index_path = self.samples / "index.json"
         self.logs = self.path / "logs"
         self.workers = self.path / "workers"
         self.pause_path = self.path / "pause"
 
     def image_path(self, file: str) -> Path:
         return self.path / file
+
+    def tar_path(self, shard: int, part: int = 0) -> Path:
+        """The tar of a shard; part 1 and up have what came after it was packed."""
+        return self.samples / f"{shard:05}{f'-{part}' if part else ''}.tar"
 
     def records_path(self, shard: int) -> Path:
         return self.path / "records" / f"shard-{shard:05}.jsonl"
@@ -190,6 +199,7 @@ def write_info(folder: Path, info: RunInfo) -> None:
             "created": info.created,
             **vars(info.plan),
             "prompts": info.prompts,
+            "prompts_sha256": info.prompts_sha256,
             "commit": info.commit,
             "versions": info.versions,
             "model": info.model,
@@ -227,6 +237,7 @@ def _info(values: Dict[str, Any], where: str) -> RunInfo:
         plan=PlanTotals(**{name: values[name] for name in ("plan_id", "images", "shards", "images_per_shard")}),
         created=values["created"],
         prompts=values["prompts"],
+        prompts_sha256=values["prompts_sha256"],
         model=RunModel(**values["model"]),
         settings=Settings(spec, profile),
         versions=values["versions"],

@@ -1,14 +1,14 @@
 """The text of a job for Slurm, as data around shell that stands in files of its own (jobs/templates).
 
-    directives (#SBATCH)    exports    site.sh    the site's own lines    ready.sh    array.sh
+    directives (#SBATCH)    exports    site.sh    the site's own lines    ready.sh    ending.sh    array.sh or after.sh
 
-`submit` gives the same exports, site.sh, lines and ready.sh to submitit, so both ways meet the same site.
+`submit` gives the same lines up to ending.sh to submitit, so both ways meet the same site and end alike.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import math
 import shlex
 import sys
 from pathlib import Path
@@ -26,16 +26,17 @@ log = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 NODE_LOCAL = ("/tmp/", "/var/tmp/", "/dev/shm/")
+WARNING_SECONDS = 60  # before the end, when Slurm sends USR2; it may come a minute earlier
 UNQUOTABLE = "%\\\n"  # Slurm expands the first two in the path of a log, and a directive is one line
 
 
-def render(run: RunDir, settings: Settings, shards: Sequence[int], total: int) -> str:
-    """A plain sbatch file whose array makes `shards`, of `total` in the run.
+def render(run: RunDir, settings: Settings, shards: Sequence[int], parts: int) -> str:
+    """A plain sbatch file whose array makes `shards`, in so many `parts` of the run, at most MaxArraySize.
 
     Array task k of N makes the shards k, k + N, ..., so N stays when the file is submitted again for what is missing.
     """
     spec, profile = settings.spec, settings.profile
-    parts = min(math.ceil(total / spec.cards), profile.max_array_size)
+    parts = min(parts, profile.max_array_size)
     indices = sorted({shard // spec.cards % parts for shard in shards})
     limit = f"%{spec.max_parallel}" if spec.max_parallel else ""
     header = directives(run, settings)
@@ -72,10 +73,39 @@ def directives(run: RunDir, settings: Settings) -> Dict[str, str]:
         "gres": f"{profile.gres}:{spec.cards}" if profile.gres else None,
         "time": spec.time_limit_min,
         "open-mode": "append",
-        "requeue" if spec.requeue else "no-requeue": "",
+        "requeue" if may_requeue(settings) else "no-requeue": "",
+        "signal": f"USR2@{min(WARNING_SECONDS, 6 * spec.time_limit_min)}",
+        "mail-user": spec.mail,
+        "mail-type": spec.mail and "END,FAIL",
         **profile.directives,
     }
     return {key: str(value) for key, value in asked.items() if value is not None}
+
+
+def render_after(run: RunDir, settings: Settings, steps: Sequence[str], dependency: str, log_path: Path) -> str:
+    """A plain sbatch file for the commands behind the last picture, on one core, once the jobs it depends on ended."""
+    settings = dataclasses.replace(settings, spec=dataclasses.replace(settings.spec, cards=1))
+    header = {
+        **directives(run, settings),
+        "job-name": f"{run.path.name}-after",
+        "dependency": dependency,
+        "output": str(log_path),
+        "cpus-per-task": "1",
+    }
+    dropped = {"gres", "signal", *settings.profile.omit}
+    extra = {"SDBATCH_STEPS": " ".join(steps), "SDBATCH_WEBHOOK": settings.spec.webhook or ""}
+    lines = [f"#SBATCH {flag(key, value)}" for key, value in sorted(header.items()) if key not in dropped]
+    blocks = [
+        "\n".join(["#!/bin/bash", *lines]),
+        *setup_blocks(run, settings, extra, packages=()),
+        _template("after.sh"),
+    ]
+    return "\n\n".join(block.strip() for block in blocks) + "\n"
+
+
+def may_requeue(settings: Settings) -> bool:
+    """Whether a job may put itself back into the queue."""
+    return settings.spec.requeue and settings.profile.requeue
 
 
 def setup_blocks(
@@ -98,10 +128,11 @@ def setup_blocks(
         "SDBATCH_CPUS_PER_CARD": str(profile.cpus_per_card),
         "SDBATCH_BATCH_SIZE": str(spec.batch_size),
         "SDBATCH_DEVICE": worker_device(settings),
+        "SDBATCH_REQUEUE": str(int(may_requeue(settings))),
         **extra,
     }
     exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in values.items())
-    return [exports, _template("site.sh"), "\n".join(profile.setup), _template("ready.sh")]
+    return [exports, _template("site.sh"), "\n".join(profile.setup), _template("ready.sh"), _template("ending.sh")]
 
 
 def _packages(settings: Settings) -> Sequence[str]:

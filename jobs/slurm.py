@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from jobs.plan import parse_ranges
-from ldm.errors import ConfigError, SchedulerError
+from ldm.errors import ConfigError, OutputError, SchedulerError
 from ldm.inference.cards import CUDA, HIP, ROCR
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,6 @@ GIVEN = re.compile(r"\b(?:GRES|GRES_IDX|Gres|TresPerNode)=(?!\(null\))(\S+)")
 # What submitit counts with, so that it wants them as numbers of its own; and what it writes whatever one says.
 COUNTED_DIRECTIVES = ("nodes", "ntasks-per-node", "time")
 FIXED_DIRECTIVES = (*COUNTED_DIRECTIVES, "open-mode", "output", "signal")
-# submitit ends a worker when its signal comes, and Slurm may send it a minute early: so it is to come at the very end.
-SIGNAL_DELAY_S = 1
 
 
 class NotInstalledError(SchedulerError):
@@ -46,6 +44,22 @@ class NotInstalledError(SchedulerError):
 
 def run_command(command: Sequence[str]) -> str:
     """What a scheduler's command prints; SchedulerError with its own words if it fails or is not here."""
+    return _completed(command).stdout.decode("utf-8", "replace")
+
+
+def expected_start(directives: Mapping[str, str]) -> Optional[str]:
+    """When Slurm expects a job of these directives to begin, as it writes a time; None if it does not say."""
+    flags = [f"--{key}={value}" if value else f"--{key}" for key, value in directives.items()]
+    try:
+        with outside_any_job():
+            said = _completed(["sbatch", "--test-only", *flags, "--wrap=true"]).stderr.decode("utf-8", "replace")
+    except SchedulerError:
+        return None
+    found = re.search(r"to start at (\S+)", said)
+    return found.group(1) if found else None
+
+
+def _completed(command: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
     try:
         # With Python's own SIGPIPE, which is ignored, a command that munge hung up on, as it does on one that a busy
         # machine leaves without processor for 2 s, tries again; with the usual one it would die without a word.
@@ -58,7 +72,7 @@ def run_command(command: Sequence[str]) -> str:
         raise SchedulerError(f"{command[0]} gave no answer within {COMMAND_SECONDS} s") from error
     if done.returncode:
         raise SchedulerError(f"{' '.join(command)}: {' '.join(done.stderr.decode('utf-8', 'replace').split())}")
-    return done.stdout.decode("utf-8", "replace")
+    return done
 
 
 def allocated_cards(
@@ -109,7 +123,7 @@ def job_end(environ: Mapping[str, str], run: RunCommand = run_command) -> Option
 
 
 def remembering(run: RunCommand) -> RunCommand:
-    """`run` that gives a command twice only where the first one failed: the controller is asked once by each process."""
+    """`run` that gives a command again only where it failed, so that each process asks the controller once."""
     answers: Dict[Tuple[str, ...], str] = {}
 
     def ask(command: Sequence[str]) -> str:
@@ -190,6 +204,8 @@ def submit_array(
             executor = SlurmExecutor(folder=folder, python=python)
             executor.update_parameters(**parameters)
             return [str(job.job_id) for job in executor.map_array(function, *zip(*arguments))]
+        except OSError as error:
+            raise OutputError(f"cannot write {error.filename or folder}: {error.strerror}; free some space") from error
         except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
             raise SchedulerError(f"Slurm did not take the job: {' '.join(str(error).split())}") from error
 
@@ -214,7 +230,6 @@ def submitit_parameters(directives: Mapping[str, str], omit: Sequence[str]) -> D
         **counts,
         "job_name": kept.pop("job-name", None),
         "wckey": None,
-        "signal_delay_s": SIGNAL_DELAY_S,
         "stderr_to_stdout": True,
         "additional_parameters": {name: value or True for name, value in kept.items()},
     }

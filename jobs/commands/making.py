@@ -1,4 +1,4 @@
-"""Commands that make pictures: plan, submit, resume, render, work."""
+"""Commands that make pictures: plan, probe, submit, resume, render, work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import logging
 import shlex
 import sys
-from typing import TYPE_CHECKING, List, Tuple
+from typing import TYPE_CHECKING, List, Sequence, Tuple
 
 from jobs.commands.common import add_command, counted, of_prompts, of_run, shown, with_settings
 from ldm.errors import ConfigError, GenerationError, RunError
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 def add(commands: Subparsers) -> None:
     of_prompts(add_command(commands, "plan", plan, "plan the prompts, start nothing, and print the run folder"))
+    of_prompts(add_command(commands, "probe", probe, "make a few pictures, to know how long all of them will take"))
     of_prompts(add_command(commands, "submit", submit, "plan the prompts and start the workers"))
     with_settings(of_run(add_command(commands, "resume", resume, "start workers for what a run still misses")))
     rendered = add_command(commands, "render", render, "print a plain sbatch file that does the same")
@@ -30,6 +31,7 @@ def add(commands: Subparsers) -> None:
     worker = add_command(commands, "work", work, "make pictures here: in a job, or by srun in an salloc")
     with_settings(of_run(worker))
     worker.add_argument("--shard", metavar="N", help="only these shards, as 3 or 0-3,7")
+    with_settings(of_run(add_command(commands, "notify", notify, "tell the webhook of a run how it stands")))
     worker.add_argument("--part", metavar="K/N", default="0/1", help="only one of N parts of them, K from 0")
 
 
@@ -50,21 +52,37 @@ def plan(options: argparse.Namespace) -> int:
 
 def submit(options: argparse.Namespace) -> int:
     prepared, settings = _prepare(options)
-    return _start(prepared.run, prepared.info, settings)
+    return start(prepared.run, prepared.info, settings)
+
+
+def probe(options: argparse.Namespace) -> int:
+    from jobs.config import read_settings
+    from jobs.probe import probe as measure
+
+    for line in measure(options.subject, read_settings(options.settings), run_in_job):
+        print(line)
+    return 0
 
 
 def resume(options: argparse.Namespace) -> int:
     from jobs.config import read_settings
+    from jobs.prepare import warn_of_changed_prompts
     from jobs.rundir import RunDir
+    from jobs.steer import unpause
 
     run = RunDir(options.subject)
     info = run.info()
-    return _start(run, info, read_settings(options.settings, info.settings))
+    settings = read_settings(options.settings, info.settings)
+    warn_of_changed_prompts(info)
+    if unpause(run):
+        log.info("the run is no longer paused")
+    return start(run, info, settings)
 
 
 def render(options: argparse.Namespace) -> int:
     from jobs.config import read_settings
     from jobs.launch import missing_shards
+    from jobs.order import parts_of
     from jobs.portal import portal_text
     from jobs.reading import reading
     from jobs.rundir import RunDir
@@ -87,7 +105,7 @@ def render(options: argparse.Namespace) -> int:
     if options.portal:
         sys.stdout.write(portal_text(run, settings, shards))
     else:
-        sys.stdout.write(rendered(run, settings, shards, info.plan.shards))
+        sys.stdout.write(rendered(run, settings, shards, parts_of(run, info, settings)))
     return 0
 
 
@@ -99,6 +117,26 @@ def work(options: argparse.Namespace) -> int:
 
     shards = parse_ranges(options.shard) if options.shard else None
     return work_on(RunDir(options.subject), options.settings, shards=shards, part=parse_part(options.part))
+
+
+def notify(options: argparse.Namespace) -> int:
+    from jobs.config import read_settings
+    from jobs.notify import notify as tell
+    from jobs.report import make_report
+    from jobs.rundir import RunDir
+
+    run = RunDir(options.subject)
+    info = run.info()
+    url = read_settings(options.settings, info.settings).spec.webhook
+    if url is None:
+        raise ConfigError("there is nobody to tell: give webhook=URL")
+    report = make_report(run, info)
+    told = {
+        name: getattr(report, name)
+        for name in ("planned", "done", "flagged", "failed", "missing", "card_hours", "cost")
+    }
+    tell(url, {"run": str(run.path), **told})
+    return 0
 
 
 def _prepare(options: argparse.Namespace) -> Tuple[Prepared, Settings]:
@@ -113,24 +151,46 @@ def _prepare(options: argparse.Namespace) -> Tuple[Prepared, Settings]:
     return prepared, settings
 
 
-def _start(run: RunDir, info: RunInfo, settings: Settings) -> int:
-    from jobs.launch import missing_shards, run_here, submit_to_slurm
+def start(run: RunDir, info: RunInfo, settings: Settings) -> int:
+    """Start workers for what the run misses: jobs, which are left to themselves, or processes here, which are not."""
+    from jobs.launch import after_here, missing_shards, run_here, sweep_run
     from jobs.progress import Progress
 
     shards = missing_shards(run, info)
     if not shards:
         log.info("nothing is missing")
+        sweep_run(run)
         return _finish(run, info)
     if settings.profile.scheduler == "slurm":
-        tasks = submit_to_slurm(run, settings, shards, run_in_job)
-        jobs = dict.fromkeys(task.job.split("_")[0] for task in tasks)
-        print(f"submitted {counted(len(tasks), 'task')}: {' '.join(jobs)}")
-        print(f"python -m jobs status {shlex.quote(str(shown(run.path)))}")
-        return 0
+        return _submit(run, info, settings, shards)
     with Progress(run, info) as progress:
         status = run_here(run, settings, shards, progress.show)
     finished = _finish(run, info)
-    return status or finished
+    return max(status, finished, after_here(run, settings.spec))
+
+
+def _submit(run: RunDir, info: RunInfo, settings: Settings, shards: Sequence[int]) -> int:
+    from jobs.launch import submit_to_slurm
+    from jobs.order import forecast, place_order
+    from jobs.queue import busy_shards, live_jobs
+
+    live = live_jobs(run)
+    busy = busy_shards(run, live)
+    free = [shard for shard in shards if shard not in busy]
+    where = ", ".join(sorted({state.job for state in (live or {}).values()})) or "workers that still are at it"
+    if not free:
+        print(f"nothing to submit: {where} will make what is missing; python -m jobs cancel ends them")
+    else:
+        if len(free) < len(shards):
+            log.info("%d of %d shards are left to %s", len(shards) - len(free), len(shards), where)
+        order = place_order(run, info, settings, free, live)
+        tasks = submit_to_slurm(run, settings, order, run_in_job)
+        jobs = dict.fromkeys(task.job.split("_")[0] for task in tasks)
+        print(f"submitted {counted(len(tasks), 'task')}: {' '.join(jobs)}")
+    print(f"python -m jobs status {shlex.quote(str(shown(run.path)))}")
+    if free:
+        print("\n".join(forecast(run, info, settings, order)))
+    return 0
 
 
 def _finish(run: RunDir, info: RunInfo) -> int:

@@ -1,11 +1,5 @@
 # shellcheck shell=bash
 set -u
-finish() {
-  status=$?
-  echo "part $SLURM_ARRAY_TASK_ID of $SDBATCH_PARTS ended with status $status on $(hostname)" >&2
-  exit "$status"
-}
-trap finish EXIT
 # One process a card. They are independent: one that fails does not end the others (a site may have set otherwise).
 # What was exported above reaches them also where the job itself was given --export=NONE.
 srun --ntasks="$SDBATCH_CARDS" --cpus-per-task="$SDBATCH_CPUS_PER_CARD" --kill-on-bad-exit=0 --wait=0 \

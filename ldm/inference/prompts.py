@@ -91,6 +91,17 @@ def read_lines(path: Path) -> List[str]:
     return prompts
 
 
+def count_prompts(path: Path) -> int:
+    """About how many lines of a prompt file ask for pictures, without a look at what they ask."""
+    comment = b"#" if path.suffix == ".txt" else b"\0"
+    try:
+        with path.open("rb") as file:
+            lines = (line.strip() for line in file)
+            return sum(1 for line in lines if line and not line.startswith(comment))
+    except OSError as error:
+        raise RequestError(f"cannot read the prompts file {path}: {error.strerror}") from error
+
+
 def build_request(
     fields: Fields, template: GenerationRequest, folder: Path, digest: Digest = sha256_of
 ) -> GenerationRequest:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from jobs.config import read_settings
-from jobs.launch import _arrays, _parallel_tasks, missing_shards, run_here
+from jobs.launch import _parallel_tasks, after_steps, missing_shards, run_here, sweep_run
 from jobs.prepare import Prepared
 from jobs.records import read_records, read_summary
+from jobs.spec import JobSpec
 from jobs.worker import Worker, run_shard
 from tests.jobs.support import FakeModel, prepare
 
@@ -123,6 +124,23 @@ def test_several_arrays_keep_the_limit_together(limit, arrays, each):
     assert _parallel_tasks(limit, arrays) == each
 
 
-def test_arrays_hold_every_shard_once_within_the_sites_limit():
-    arrays = _arrays(range(10), cards=2, max_array_size=2)
-    assert arrays == [[(0, 1), (2, 3)], [(4, 5), (6, 7)], [(8, 9)]]
+def test_a_sweep_takes_what_killed_processes_left_anywhere_in_the_run(tmp_path):
+    prepared = prepare(tmp_path)
+    run_all(prepared)
+    run = prepared.run.path
+    left = [
+        run / folder / ".x.0123456789ab.part" for folder in ("", "samples", "samples/000", "records", "workers/local")
+    ]
+    for path in left:
+        path.write_bytes(b"half")
+    before = pictures(prepared)
+    sweep_run(prepared.run)
+    assert not any(path.exists() for path in left)
+    assert pictures(prepared) == before
+
+
+def test_what_comes_behind_the_pictures_has_one_order_however_it_was_asked_for():
+    assert after_steps(JobSpec(post=["report", "pack", "verify"], webhook="http://x")) == [
+        *("pack", "verify", "report", "notify")
+    ]
+    assert after_steps(JobSpec()) == []

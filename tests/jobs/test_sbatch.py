@@ -19,7 +19,7 @@ import pytest
 from jobs.config import Settings, read_settings
 from jobs.launch import SRUN_ARGUMENTS
 from jobs.rundir import RunDir
-from jobs.sbatch import TEMPLATES, directives, render, setup_blocks, worker_device
+from jobs.sbatch import TEMPLATES, directives, render, render_after, setup_blocks, worker_device
 from ldm.errors import ConfigError, OutputError
 from ldm.inference.models import PROJECT_ROOT
 
@@ -57,7 +57,8 @@ def shellcheck(*words: str) -> str:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_job_is_the_text_of_its_golden_file(name):
-    text = render(RUN, settings(*CASES[name]), [0, 1, 2, 5, 6, 7], 12)
+    given = settings(*CASES[name])
+    text = render(RUN, given, [0, 1, 2, 5, 6, 7], 12 // given.spec.cards)
     for here, there in HERE.items():
         text = text.replace(here, there)
     golden = GOLDEN / f"{name}.sbatch"
@@ -111,7 +112,7 @@ def test_where_cards_are_asked_for_the_cpu_does_not_take_over_in_silence(words, 
 
 @pytest.mark.parametrize(("shards", "array"), [([0, 1, 2, 3], "0-1"), ([2], "1"), ([0, 3], "0-1"), (range(9), "0-4")])
 def test_the_array_has_the_tasks_whose_shards_are_missing(shards, array):
-    text = render(RUN, settings("cluster=scnet-dcu", "cards=2"), shards, 9)
+    text = render(RUN, settings("cluster=scnet-dcu", "cards=2"), shards, 5)
     assert f"#SBATCH --array={array}\n" in text
     assert "export SDBATCH_PARTS=5\n" in text
 
@@ -150,10 +151,13 @@ sys.exit({status})
         (folder / "bin").mkdir()
         (folder / "bin" / "srun").write_text(script)
         (folder / "bin" / "srun").chmod(0o755)
+        (folder / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(folder / "scontrol"))}\n')
+        (folder / "bin" / "scontrol").chmod(0o755)
 
     def run(self, text: str, task: int = 3) -> subprocess.CompletedProcess[str]:
         (self.folder / "job").write_text(text)
-        environ = {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": str(task)}
+        numbers = {"SLURM_JOB_ID": "15", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": str(task)}
+        environ = {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", **numbers}
         command = ["bash", str(self.folder / "job")]
         return subprocess.run(command, env=environ, cwd="/", capture_output=True, text=True, timeout=60, check=False)
 
@@ -179,6 +183,19 @@ def test_the_exit_status_of_the_work_is_that_of_the_job(tmp_path, status):
     assert f"ended with status {status} on" in done.stderr
 
 
+def test_a_job_whose_time_was_up_puts_itself_back_into_the_queue(tmp_path):
+    done = Bash(tmp_path, 75).run(job(tmp_path))
+    assert done.returncode == 75
+    assert (tmp_path / "scontrol").read_text() == "requeue 12_3\n"
+    assert "job 12_3 goes on from the queue" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["requeue=false", "cluster.requeue=false"])
+def test_where_jobs_may_not_requeue_none_tries(tmp_path, word):
+    assert Bash(tmp_path, 75).run(job(tmp_path, word)).returncode == 75
+    assert not (tmp_path / "scontrol").exists()
+
+
 @pytest.mark.parametrize("name", ["plain", "with blanks", "it's", '"quoted"', "-dash", "$HOME", "a;b&c", "模糊", "`x`"])
 def test_a_run_folder_of_any_name_reaches_the_worker_whole(tmp_path, name):
     bash = Bash(tmp_path)
@@ -191,6 +208,29 @@ def test_one_process_a_card_with_its_cores_and_none_ends_the_others(tmp_path):
     bash = Bash(tmp_path)
     bash.run(job(tmp_path, "cards=2"))
     assert bash.words[:4] == ["--ntasks=2", "--cpus-per-task=8", "--kill-on-bad-exit=0", "--wait=0"]
+
+
+def test_a_warning_comes_before_the_end_and_never_takes_more_than_a_tenth_of_the_time():
+    assert directives(RUN, settings("cluster=scnet-dcu"))["signal"] == "USR2@60"
+    assert directives(RUN, settings("cluster=scnet-dcu", "time_limit_min=3"))["signal"] == "USR2@18"
+
+
+def test_mail_is_asked_of_slurm_only_for_those_who_want_it():
+    assert "mail-user" not in directives(RUN, settings("cluster=scnet-dcu"))
+    asked = directives(RUN, settings("cluster=scnet-dcu", "mail=me@site"))
+    assert (asked["mail-user"], asked["mail-type"]) == ("me@site", "END,FAIL")
+
+
+def test_what_comes_behind_the_pictures_asks_for_no_card_and_does_each_step_whatever_happened(tmp_path):
+    steps = settings("cluster=scnet-dcu", "cluster.setup=[]", "cards=2", "cluster.python=/bin/echo")
+    text = render_after(RunDir(tmp_path), steps, ["verify", "report"], "afterany:12:13", tmp_path / "after.log")
+    assert "--gres" not in text
+    assert "#SBATCH --dependency=afterany:12:13\n" in text
+    assert "#SBATCH --cpus-per-task=1\n" in text
+    text = text.replace('"$SDBATCH_PYTHON" - <<', "cat <<")  # this python is none, and is not asked what it has
+    done = Bash(tmp_path).run(text)
+    assert done.stdout.splitlines()[-2:] == [f"-m jobs verify {tmp_path}", f"-m jobs report {tmp_path}"]
+    assert done.returncode == 0
 
 
 def test_the_workers_get_the_environment_of_the_job_whatever_it_was_submitted_with(tmp_path):

@@ -200,7 +200,6 @@ def test_submitit_is_told_every_directive_and_no_wckey():
         "time": 120,
         "job_name": "x",
         "wckey": None,
-        "signal_delay_s": 1,
         "stderr_to_stdout": True,
         "additional_parameters": {"gres": "dcu:2", "requeue": True},
     }
