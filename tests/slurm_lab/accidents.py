@@ -7,6 +7,7 @@ seconds, and one is always left whole, so that work goes on.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import signal
@@ -132,20 +133,15 @@ class Accidents:
 
     def recover(self, *, all_now: bool = False) -> None:
         """Repair what has been broken for long enough, or all, and start what waits for no reason of its own."""
-        now = time.monotonic()
+        now = math.inf if all_now else time.monotonic()
         for due, worker in list(self._stopped):
-            if all_now or due <= now:
+            if due <= now:
                 self._stopped.remove((due, worker))
                 send(worker, signal.SIGCONT)
         for node, due in list(self._repairs.items()):
-            if all_now or due <= now:
+            if due <= now:
                 self._repair(node)
-        for queued in self.queue():
-            if queued.state == "PENDING" and "BeginTime" in queued.reason:
-                self._order("scontrol", "update", f"jobid={queued.job}", "starttime=now")
-            elif queued.state == "PENDING" and "held" in queued.reason.lower():
-                self._count("released", queued.job)
-                self._order("scontrol", "release", queued.job)
+        self._start_waiting()
         for order in self._orders if all_now else ():
             order.wait(PATIENCE_S)
 
@@ -182,6 +178,14 @@ class Accidents:
 
     def _down(self, node: str) -> None:
         self._order("scontrol", "update", f"nodename={node}", "state=down", "reason=chaos")
+
+    def _start_waiting(self) -> None:
+        for queued in self.queue():
+            if queued.state == "PENDING" and "BeginTime" in queued.reason:
+                self._order("scontrol", "update", f"jobid={queued.job}", "starttime=now")
+            elif queued.state == "PENDING" and "held" in queued.reason.lower():
+                self._count("released", queued.job)
+                self._order("scontrol", "release", queued.job)
 
     def _repair(self, node: str) -> None:
         if not (self._lab.folder / "pid" / f"slurmd-{node}.pid").exists():
