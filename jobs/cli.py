@@ -7,7 +7,7 @@ import logging
 import sys
 from typing import Sequence
 
-from jobs.commands import making, seeing, site
+from jobs.commands import keeping, making, seeing, site, steering
 from ldm.errors import SdbatchError
 
 DESCRIPTION = "A file of prompts and an allocation in; every picture exactly once out."
@@ -33,7 +33,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.required = True
-    for group in (making, seeing, site):
+    for group in (making, seeing, steering, keeping, site):
         group.add(commands)
     options, others = parser.parse_known_args(words)
     strange = [word for word in others if word.startswith("-") or not hasattr(options, "settings")]

@@ -62,7 +62,7 @@ class Progress:
             self._output.write(f"{line}\n")
             self._output.flush()
         else:
-            self._screen.show(settled, self._planned, [line])
+            self._screen.show(settled, self._planned, line)
 
     def _look(self) -> Tuple[int, str]:
         """How many pictures need no more work, and the line. The speed is that since the first new pictures were

@@ -72,7 +72,8 @@ def report_of(run: RunDir, info: RunInfo, summaries: Summaries, attendances: Seq
     sessions = [session for summary in found for session in summary.sessions]
     done, failed = sum(each.made for each in found), sum(each.failed for each in found)
     failures = _failures(run, found)
-    card_hours = _card_seconds(attendances, sessions) / 3600
+    present = _present(attendances, sessions)
+    card_hours = (sum(present.values()) + _unattended(attendances, sessions)) / 3600
     profile = info.settings.profile
     return Report(
         planned=info.plan.images,
@@ -86,7 +87,7 @@ def report_of(run: RunDir, info: RunInfo, summaries: Summaries, attendances: Seq
         failures=tuple(f"picture {failure.index}: {failure.error}" for failure in failures[:SHOWN]),
         troubles=_troubles(task_logs(run, attendances), undone_shards(summaries)),
         quarantined=sum(failure.quarantined for failure in failures),
-        startup_share=_startup_share(attendances),
+        startup_share=_startup_share(present),
         currency=profile.currency,
     )
 
@@ -107,7 +108,7 @@ def format_totals(report: Report) -> List[str]:
     spent = [speed(report.images_per_second), f"{report.card_hours:.2f} card-hours"]
     if report.cost is not None:
         spent.append(f"cost {money(report.cost, report.currency)}")
-    if report.startup_share is not None:
+    if report.startup_share is not None and report.done:
         spent.append(f"start-up {100 * report.startup_share:.1f} % of them")
     quarantined = f" ({report.quarantined} quarantined)" if report.quarantined else ""
     return [
@@ -138,22 +139,26 @@ def rate(sessions: Sequence[Session]) -> Optional[float]:
     return made / busy if made and busy > 0 else None
 
 
-def _card_seconds(attendances: Sequence[Attendance], sessions: Iterable[Session]) -> float:
-    """The time that processes have had their cards, loading included where they noted it."""
+def _present(attendances: Sequence[Attendance], sessions: Iterable[Session]) -> Dict[Attendance, float]:
+    """Seconds from each process's beginning to its end, or to the last sign of life that it gave anywhere."""
+    written: Dict[str, float] = {}
+    for session in sessions:
+        written[session.worker] = max(session.updated, written.get(session.worker, 0.0))
+    ends = {each: each.ended or max(each.updated, written.get(each.worker, 0.0)) for each in attendances}
+    return {each: max(0.0, end - each.started) for each, end in ends.items()}
+
+
+def _unattended(attendances: Sequence[Attendance], sessions: Iterable[Session]) -> float:
+    """Seconds that workers without a file of their own have noted in the records."""
     noted = {each.worker for each in attendances}
-    others = (each.updated - each.started for each in sessions if each.worker not in noted)
-    return sum(map(_present, attendances)) + sum(others)
+    return sum(each.updated - each.started for each in sessions if each.worker not in noted)
 
 
-def _startup_share(attendances: Sequence[Attendance]) -> Optional[float]:
-    total = sum(map(_present, attendances))
-    before = sum(_present(each) if each.loading is None else each.loading for each in attendances)
+def _startup_share(present: Dict[Attendance, float]) -> Optional[float]:
+    """How much of the time went by before the first picture could begin; all of it where none could."""
+    total = sum(present.values())
+    before = sum(seconds if each.loading is None else each.loading for each, seconds in present.items())
     return min(1.0, before / total) if total > 0 else None
-
-
-def _present(each: Attendance) -> float:
-    """Seconds from a process's beginning to its last sign of life."""
-    return max(0.0, (each.updated if each.ended is None else each.ended) - each.started)
 
 
 def _failures(run: RunDir, summaries: Iterable[ShardSummary]) -> List[Failure]:

@@ -39,17 +39,17 @@ class Screen:
         self._live.vertical_overflow = "visible"
         self._live.stop()
 
-    def show(self, done: int, planned: int, lines: Sequence[str]) -> None:
-        """Draw `done` of `planned` as a bar, the first line beside it and the others below."""
-        self._live.update(_drawing(done, planned, lines), refresh=True)
+    def show(self, done: int, planned: int, label: str, lines: Sequence[str] = ()) -> None:
+        """Draw `done` of `planned` as a bar, the label beside it and the lines below."""
+        self._live.update(_drawing(done, planned, label, lines), refresh=True)
 
 
-def _drawing(done: int, planned: int, lines: Sequence[str]) -> RenderableType:
+def _drawing(done: int, planned: int, label: str, lines: Sequence[str]) -> RenderableType:
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
     head = Table.grid(padding=(0, 1))
-    head.add_row(ProgressBar(total=max(1, planned), completed=done, width=BAR_WIDTH), Text(lines[0]))
-    return Group(head, *[Text(line) for line in lines[1:]])
+    head.add_row(ProgressBar(total=max(1, planned), completed=done, width=BAR_WIDTH), Text(label))
+    return Group(head, *map(Text, lines))

@@ -30,7 +30,8 @@ def watch(
             over = is_over(status)
             if screen is not None:
                 report = status.report
-                screen.show(report.done + report.failed, report.planned, format_status(status))
+                settled = report.done + report.failed
+                screen.show(settled, report.planned, f"{100 * settled // report.planned} %", format_status(status))
             else:
                 output.write("\n".join(format_status(status) if over else [format_line(status)]) + "\n")
                 output.flush()

@@ -138,11 +138,12 @@ def test_a_node_on_which_workers_keep_failing_is_named(tmp_path):
 
 def test_start_up_and_money_are_told(tmp_path):
     prepared = prepare(tmp_path, SLURM, "cluster.price_per_card_hour=2", "cluster.currency=CNY")
+    make(prepared, 0)
     now = time.time()
     for task in range(2):
         attended(prepared.run, job="12", task=str(task), started=now - 3600, updated=now, loading=360.0, end=End.DONE)
     [line] = [line for line in format_status(status_of(prepared)) if "card-hours" in line]
-    assert line == "no picture yet, 2.00 card-hours, cost 4.00 CNY, start-up 10.0 % of them"
+    assert line.endswith(" images/s, 2.00 card-hours, cost 4.00 CNY, start-up 10.0 % of them")
 
 
 def test_a_pause_is_told(tmp_path):
@@ -182,9 +183,8 @@ def synthetic(tmp_path, shards):
     prepared = prepare(tmp_path, SLURM, count=2 * shards)
     first = prepared.run.shard(0)
     for shard in range(shards * 9 // 10):
-        RecordBook(
-            prepared.run.records_path(shard), dataclasses.replace(line, index=shard), worker="w", device="d"
-        ).leave()
+        path, shard_of_plan = prepared.run.records_path(shard), dataclasses.replace(first, index=shard)
+        RecordBook(path, shard_of_plan, worker="w", device="d").leave()
     for task in range(4):
         attended(prepared.run, job="12", task=str(task), shards=tuple(range(task, shards, 4)))
     return prepared
