@@ -5,23 +5,23 @@ Processes started together share the shards by turns, one process a card, and ne
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import logging
 import os
 import shlex
-import tempfile
 import time
 from dataclasses import dataclass
-from typing import Callable, Iterator, List, Mapping, MutableMapping, Optional, Sequence, Tuple
+from typing import Callable, List, Mapping, MutableMapping, Optional, Sequence, Tuple
 
 from jobs.attendance import Attendant, End, attend
+from jobs.card_use import sample
 from jobs.config import Settings, read_settings
+from jobs.kernel_cache import kernel_cache
+from jobs.pack import finish_shard
 from jobs.place import Place, find_place, share, take_card, with_a_card, worker_name
-from jobs.records import is_complete
 from jobs.rehearsal import REHEARSAL
-from jobs.rundir import RunDir, RunInfo, shard_files
+from jobs.rundir import RunDir, RunInfo
 from jobs.slurm import RunCommand, allocated_cards, job_end, remembering, run_command
 from jobs.spec import JobSpec
 from jobs.stop import Halt, Limits
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 # Exit statuses: EX_TEMPFAIL of sysexits.h, on which the shell around puts the job back into the queue; 128 + SIGTERM.
 AGAIN, TOLD = 75, 143
 OWN_CARDS = "SLURM_GPUS_PER_TASK"
-MIOPEN_VARIABLES = ("MIOPEN_USER_DB_PATH", "MIOPEN_CUSTOM_CACHE_DIR")
 
 
 def work(
@@ -78,7 +77,7 @@ def work(
 def _work_on(
     run: RunDir, info: RunInfo, spec: JobSpec, own: Sequence[int], attendant: Attendant, limits: Limits
 ) -> int:
-    todo = [shard for shard in own if not is_complete(run.records_path(shard), shard_files(run, info, shard))]
+    todo = [shard for shard in own if not finish_shard(run, info, shard)]
     attendant.update(shards=tuple(own))
     rank = attendant.now.rank
     log.info("process %d: %d of its %d shards to do", rank, len(todo), len(own))
@@ -88,12 +87,15 @@ def _work_on(
         attendant.leave(End.DONE)
         return 0
     limits.check()
-    with _kernel_cache(os.environ):
+    with kernel_cache(os.environ, run.path, rank):
         with limits.droppable():
             generate, device = load_generate(info, spec)
         attendant.update(device=device, loading=time.time() - attendant.now.started)
         worker = Worker(attendant.now.worker, device, spec.batch_size, beat=_beat(attendant))
-        failed = sum(run_shard(run.shard(shard), run, generate, worker, limits).failed for shard in todo)
+        failed = 0
+        for shard in todo:
+            failed += run_shard(run.shard(shard), run, generate, worker, limits).failed
+            finish_shard(run, info, shard)
     log.info("done: %d shards, %d pictures failed", len(todo), failed)
     attendant.leave(End.DONE, f"{failed} pictures failed" if failed else "")
     return GenerationError.exit_code if failed else 0
@@ -120,7 +122,8 @@ def _beat(attendant: Attendant) -> Callable[[int, int], None]:
 
     def beat(made: int, failed: int) -> None:
         now = attendant.now
-        attendant.update(made=now.made + made, failed=now.failed + failed)
+        usage = sample(now.card) if attendant.is_due else now.usage
+        attendant.update(made=now.made + made, failed=now.failed + failed, usage=usage)
 
     return beat
 
@@ -181,18 +184,3 @@ def _own_shards(info: RunInfo, shards: Optional[Sequence[int]], place: Place, pa
     if unknown:
         raise RunError(f"the run has the shards 0 to {info.plan.shards - 1}, not {unknown[0]}")
     return share(wanted, part[0] * place.processes + place.rank, part[1] * place.processes)
-
-
-@contextlib.contextmanager
-def _kernel_cache(environ: MutableMapping[str, str]) -> Iterator[None]:
-    """In a Slurm job, a folder of this process's own on the node for the kernels that MIOpen compiles.
-
-    Its databases are sqlite, which many processes on a shared home corrupt. What a site has set stays.
-    """
-    if "SLURM_JOB_ID" not in environ or any(name in environ for name in MIOPEN_VARIABLES):
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="sdbatch-miopen-") as folder:
-        for name in MIOPEN_VARIABLES:
-            environ[name] = folder
-        yield

@@ -9,19 +9,18 @@ and the others thrown away, so that the picture comes back to the byte: in anoth
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Container, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
-from jobs.reading import is_there
+from jobs.pictures import is_there, keep
 from jobs.records import RecordBook, ShardSummary
 from jobs.rundir import RunDir
 from jobs.spec import PlannedImage, Shard
 from jobs.stop import Halt, Limits
 from ldm.errors import GenerationError, NoMemoryError, RequestError, SdbatchError
-from ldm.inference.files import sha256_of, sweep, write_once
+from ldm.inference.files import sweep
 from ldm.inference.spec import GenerationRequest, ImageRecord
 
 log = logging.getLogger(__name__)
@@ -153,7 +152,7 @@ def is_settled(image: PlannedImage, run: RunDir, book: RecordBook) -> bool:
     record, failure = book.known.images.get(image.index), book.known.failures.get(image.index)
     if record is None or record.request_id != image.request_id:
         return failure is not None and failure.quarantined and failure.request_id == image.request_id
-    return not record.file or is_there(run.image_path(record.file))
+    return not record.file or is_there(run, image.shard, record)
 
 
 def batches(images: Sequence[PlannedImage], batch_size: int) -> Iterator[List[PlannedImage]]:
@@ -205,13 +204,10 @@ def _attempt(part: Sequence[PlannedImage], generate: Generate, worker: Worker) -
 
 
 def _keep(image: PlannedImage, picture: Picture, run: RunDir, worker: Worker) -> ImageRecord:
-    """Write the picture's file, unless another worker's is there, and describe the file that stands there."""
+    """Keep the picture, unless another worker's is there, and describe the one that stands."""
     file, sha256 = "", ""
     if picture.data is not None:
-        path = run.image_path(image.file)
-        file = image.file
-        written = write_once(path, picture.data)
-        sha256 = hashlib.sha256(picture.data).hexdigest() if written else sha256_of(path)
+        file, sha256 = image.file, keep(run, image, picture.data)
     return ImageRecord(
         index=image.index,
         request_id=image.request_id,
