@@ -1,11 +1,12 @@
 """The logs of a run: which task wrote which, and the lines of one that matter.
 
 They are found through submissions.jsonl, and those of a rendered file, which nothing submits for us, through the jobs
-that have worked on the run; the folder itself is never listed.
+that have worked on the run. One whose setup failed has not worked on it: only for these the folder itself is listed.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Collection, Dict, Iterable, Iterator, List, Sequence, Se
 
 from jobs.attendance import Attendance
 from jobs.plan import index_ranges
+from jobs.reading import reading
 from jobs.rundir import RunDir
 from jobs.sbatch import log_pattern
 
@@ -63,6 +65,22 @@ def task_logs(run: RunDir, attendances: Sequence[Attendance]) -> List[TaskLog]:
         for (job, task), shards in rendered.items()
     ]
     return found
+
+
+def rendered_logs(run: RunDir, known: Iterable[TaskLog]) -> List[TaskLog]:
+    """The logs of rendered files' tasks that are not among the known, the newest of each task, oldest first. Which
+    shards were theirs is not known.
+    """
+    there = {log.path for log in known}
+    pattern = log_pattern(run)
+    name = re.compile(re.escape(pattern.name).replace("%A", r"(\d+)").replace("%a", r"(\d+)"))
+    with reading(pattern.parent):
+        matches = [match for match in map(name.fullmatch, os.listdir(pattern.parent)) if match]
+    newest: Dict[str, TaskLog] = {}
+    for match in sorted(matches, key=lambda each: int(each.group(1))):
+        job, task = match.groups()
+        newest[task] = TaskLog(f"{job}_{task}", (), pattern.parent / match.group())
+    return sorted((log for log in newest.values() if log.path not in there), key=lambda log: log.path.stat().st_mtime)
 
 
 def latest_logs(logs: Iterable[TaskLog]) -> Dict[int, TaskLog]:

@@ -126,10 +126,13 @@ def _seconds_left(missing: int, speeds: Sequence[float], present: int) -> Option
 
 def why_unfinished(run: RunDir, info: RunInfo, logs: Sequence[TaskLog], attendances: Sequence[Attendance]) -> List[str]:
     """Lines that say why tasks of these logs have ended and left work undone, newest first, equal reasons together."""
+    undone = set(undone_shards(read_summaries(run, info)))
+    if not undone:
+        logs = [log for log in logs if log.path.parent != run.logs]  # all is made: how often a file failed is no matter
     live = (live_jobs(run) if uses_slurm(run, info) else {}) or {}
     coming = {job for job, state in live.items() if state.will_work}
     here = {shard for each in attendances if works_here(run, each) for shard in each.shards}
-    groups = unfinished(logs, set(undone_shards(read_summaries(run, info))) - here, coming)
+    groups = unfinished(logs, undone - here, coming)
     states = ended_jobs(group.logs[0].job for group in groups)
     return [line for group in groups for line in describe_unfinished(group, states)]
 

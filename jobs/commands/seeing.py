@@ -54,7 +54,7 @@ def watch(options: argparse.Namespace) -> int:
 
 def logs(options: argparse.Namespace) -> int:
     from jobs.attendance import read_attendances
-    from jobs.logs import describe_logs, task_logs
+    from jobs.logs import describe_logs, rendered_logs, task_logs
     from jobs.rundir import RunDir
     from jobs.status import why_unfinished
 
@@ -64,6 +64,7 @@ def logs(options: argparse.Namespace) -> int:
     info = run.info()
     attendances = read_attendances(run.workers)
     found = task_logs(run, attendances)
+    found += rendered_logs(run, found)
     if options.shard is not None:
         found = [log for log in found if options.shard in log.shards]
     if options.failed:

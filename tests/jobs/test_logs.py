@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs.attendance import read_attendances
-from jobs.logs import describe_logs, describe_unfinished, reasons, task_logs, unfinished
+from jobs.logs import describe_logs, describe_unfinished, reasons, rendered_logs, task_logs, unfinished
 from tests.jobs.crew import attended
 from tests.jobs.support import jobs, prepare
 
@@ -84,6 +84,21 @@ def test_logs_of_a_rendered_file_are_known_by_its_workers(tmp_path):
         ("12_0", (0,), "12_0_0_log.out"),
         ("40_7", (1, 2), "40_7.log"),
     ]
+
+
+def test_logs_of_rendered_tasks_whose_setup_failed_are_found_in_the_folder(tmp_path):
+    run = prepare(tmp_path).run
+    attended(run, job="40", task="0", shards=(0,))
+    for name in ("40_0.log", "9_1.log", "40_1.log", "9_2.log", "local-7.log", "40_1.log.part"):
+        (run.logs / name).write_text("jobs: error: the setup failed with status 1 at: false\n")
+    known = task_logs(run, read_attendances(run.workers))
+    found = rendered_logs(run, known)
+    assert sorted((log.job, log.shards, log.path.name) for log in found) == [
+        ("40_1", (), "40_1.log"),
+        ("9_2", (), "9_2.log"),
+    ]
+    [group] = unfinished(found, undone=[1], coming=["40_1"])
+    assert [log.job for log in group.logs] == ["9_2"]
 
 
 def test_tasks_that_failed_for_one_reason_are_told_once_newest_first(tmp_path):
