@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set
 
+from jobs.pictures import read
 from jobs.plan import from_line
 from jobs.reading import reading
 from jobs.records import Failure
@@ -16,7 +17,6 @@ from jobs.sweep import Value, describe_all
 from jobs.thumbnails import Thumbnail, side_for, thumbnail
 from ldm.errors import RunError
 from ldm.inference.infotext import describe, format_infotext
-from ldm.inference.spec import ImageRecord
 
 log = logging.getLogger(__name__)
 
@@ -88,20 +88,13 @@ def _entry(run: RunDir, image: PlannedImage, record: Record, fields: Dict[str, V
     if not record.file:
         return Entry(image, record, fields, None, DROPPED, None)
     try:
-        data = read_picture(run, record)
+        data = read(run, image.shard, record)
         small = thumbnail(data, look.side)
     except RunError as error:
         log.warning("picture %d is left out: %s", record.index, error)
         return Entry(image, record, fields, None, str(error), None)
     clip = None if look.score is None else look.score(data, image.request.prompt)
     return Entry(image, record, fields, small, "", clip)
-
-
-def read_picture(run: RunDir, record: ImageRecord) -> bytes:
-    """The bytes of a picture's file; RunError where it cannot be read."""
-    path = run.image_path(record.file)
-    with reading(path):
-        return path.read_bytes()
 
 
 def page_values(entry: Entry) -> Dict[str, Any]:

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any, Iterator, List, Optional
 
-from jobs.gallery import read_picture
+from jobs.pictures import read
 from jobs.records import read_records
 from jobs.rundir import RunDir, RunInfo
 from jobs.thumbnails import small_copy
@@ -51,6 +51,6 @@ def _made(run: RunDir, info: RunInfo) -> Iterator[Any]:
         for _, record in sorted(read_records(run.records_path(shard)).images.items()):
             if record.file:
                 try:
-                    yield np.asarray(small_copy(read_picture(run, record), SIDE_LIMIT))
+                    yield np.asarray(small_copy(read(run, shard, record), SIDE_LIMIT))
                 except RunError as error:
                     log.warning("picture %d is left out: %s", record.index, error)

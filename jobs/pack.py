@@ -22,9 +22,9 @@ import tarfile
 from pathlib import Path
 from typing import Any, BinaryIO, Collection, Dict, List, Mapping, Sequence, Tuple
 
-from jobs.pictures import indexed, is_complete, members, packed, tars
+from jobs.pictures import indexed, is_complete, is_made, members, packed, tars
 from jobs.reading import reading
-from jobs.records import ShardRecords, read_records, read_summary, without_file
+from jobs.records import ShardRecords, read_records, without_file
 from jobs.rundir import RunDir, RunInfo
 from jobs.spec import PlannedImage, Shard
 from ldm.errors import RunError
@@ -42,11 +42,9 @@ class _Gone(Exception):
 
 def finish_shard(run: RunDir, info: RunInfo, shard: int) -> bool:
     """Pack a shard of which every picture is made or given up, if the job wants tars. Whether nothing is left to do."""
-    if info.settings.spec.output == "webdataset":
-        summary = read_summary(run.records_path(shard))
-        if summary is not None and summary.done and not is_complete(run, info, shard):
-            pack_shard(run, shard)
-    return is_complete(run, info, shard)
+    if is_complete(run, info, shard):
+        return True
+    return is_made(run, info, shard) and pack_shard(run, shard)
 
 
 def pack_run(run: RunDir, info: RunInfo) -> List[int]:

@@ -110,16 +110,23 @@ def members(tar: Path) -> Mapping[int, Place]:
 
 
 def is_complete(run: RunDir, info: RunInfo, shard: int) -> bool:
-    """Whether nothing is left to do: the records say so, the pictures are there, and in tars if the job wants that."""
+    """Whether nothing is left to do: all of the shard is made, and in tars if the job wants that."""
+    own = own_files(run, info, shard)
+    return _is_made(run, info, shard, own) and (not own or info.settings.spec.output == "folder")
+
+
+def is_made(run: RunDir, info: RunInfo, shard: int) -> bool:
+    """Whether a shard's records say that nothing is left to be made, and its pictures are there."""
+    return _is_made(run, info, shard, own_files(run, info, shard))
+
+
+def _is_made(run: RunDir, info: RunInfo, shard: int, own: Set[int]) -> bool:
     summary = read_summary(run.records_path(shard))
     if summary is None or not summary.done:
         return False
-    own = own_files(run, info, shard)
     present = len(own | packed(run, shard).keys()) if own else sum(map(samples_in, tars(run, shard)))
     absent = len(shard_files(run, info, shard)) - present
-    if absent and absent != len(without_file(read_records(run.records_path(shard)))):
-        return False
-    return not own or info.settings.spec.output == "folder"
+    return not absent or absent == len(without_file(read_records(run.records_path(shard))))
 
 
 def own_files(run: RunDir, info: RunInfo, shard: int) -> Set[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Tuple
 
 from ldm.errors import RunError
 
@@ -38,30 +38,36 @@ def thumbnail(data: bytes, side: int) -> Thumbnail:
     """The small copy of a picture's file as a page takes it; RunError if it is no picture that can be read."""
     from PIL import features
 
-    from ldm.inference.images import PARAMETERS
-
-    image = small_copy(data, side)
+    image, parameters = _read(data, side)
     exact = max(image.size) <= PIXEL_ART
     file = io.BytesIO()
     if features.check("webp"):
         image.save(file, "WEBP", quality=QUALITY, lossless=exact)
     else:
         image.save(file, "PNG" if exact else "JPEG", quality=QUALITY)
-    return Thumbnail(_uri(file.getvalue()), *image.size, str(image.info.get(PARAMETERS, "")))
+    return Thumbnail(_uri(file.getvalue()), *image.size, parameters)
 
 
 def small_copy(data: bytes, side: int) -> Image:
     """A picture's file as an RGB picture with no side over `side` px; RunError if it is no picture that can be read."""
+    return _read(data, side)[0]
+
+
+def _read(data: bytes, side: int) -> Tuple[Image, str]:
+    """The small copy, and the parameters text inside the file."""
     from PIL import Image, ImageOps
+
+    from ldm.inference.images import parameters_of
 
     try:
         with Image.open(io.BytesIO(data)) as opened:
             opened.draft("RGB", (side, side))  # a JPEG is decoded no larger than it has to be
             image = ImageOps.exif_transpose(opened).convert("RGB")
+            parameters = parameters_of(opened)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise RunError(f"it is no picture that can be read: {error}") from error
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return image
+    return image, parameters
 
 
 def _uri(data: bytes) -> str:

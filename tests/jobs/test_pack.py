@@ -138,6 +138,19 @@ def test_a_picture_that_is_lost_keeps_its_shard_from_being_packed(made):
     assert len(left(made.run)) == 6
 
 
+def test_a_shard_of_which_a_picture_is_lost_has_something_left_to_do(made):
+    run = made.run
+    run.image_path("samples/000/000001.png").unlink()
+    assert not finish_shard(run, made.info, 0), "though its records say that it is done"
+    assert finish_shard(run, made.info, 1)
+    run.tar_path(1).unlink()
+    assert not finish_shard(run, made.info, 1)
+    for shard in range(2):
+        run_shard(run.shard(shard), run, FakeModel(), ONE)
+        assert finish_shard(run, made.info, shard)
+    assert_whole(run, made.info, shards=2)
+
+
 def test_a_full_disk_leaves_the_pictures_and_no_part_of_a_tar(made, monkeypatch):
     def no_space(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -300,6 +313,7 @@ print(json.dumps([[s["__key__"], s["txt"], s["json"]["request"]["seed"], s["jpg"
 """
 
 
+@pytest.mark.slow  # it imports torch
 def test_the_webdataset_library_reads_what_was_packed(tmp_path):
     pytest.importorskip("webdataset")
     prepared = prepare(tmp_path, "images_per_shard=3", "output=webdataset", "format=jpeg")
