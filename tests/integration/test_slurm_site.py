@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
+from typing import List
 
 import pytest
 
 from tests.integration.login_node import PROJECT, LoginNode, faults, log_text
 from tests.slurm_lab.cluster import SlurmLab
+from tests.slurm_lab.processes import eventually
+from tests.test_readme import SHELL_BLOCK
 
 pytestmark = pytest.mark.slurm
 
@@ -107,3 +113,31 @@ def test_pasted_into_a_web_form_the_commands_use_both_cards(login: LoginNode) ->
     logs = "\n".join(path.read_text() for path in (run / "logs").glob("local-*"))
     assert "card 0 of 2 listed (0,1)" in logs
     assert "card 1 of 2 listed (0,1)" in logs
+
+
+def commands_of(page: str) -> List[str]:
+    """The lines of a page's shell blocks."""
+    return [line for block in SHELL_BLOCK.findall((PROJECT / page).read_text()) for line in block.splitlines()]
+
+
+def test_the_page_for_a_new_cluster_can_be_typed_from_top_to_bottom(login: LoginNode) -> None:
+    """The prompts are a rehearsal here, without cards. Off a terminal `watch` looks once a minute, so it comes late."""
+    (login.folder / "examples").symlink_to(PROJECT / "examples")
+    for name in ("prompts.txt", "more.txt"):
+        login.prompts(PROMPTS, name)
+    environ = {**login.lab.env, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    for line in commands_of("docs/new-cluster.md"):
+        for dated in re.findall(r"outputs/(\w+)-20260101", line):
+            [run] = (login.folder / "outputs").glob(f"{dated}-2*")
+            line = line.replace(f"outputs/{dated}-20260101", str(run))
+        words = ["model=rehearsal", "steps=1"] if re.search(r" (prompts|more)\.txt ", line) else []
+        command = [*shlex.split(line), *words]
+        assert command[0] == "python"
+        if "watch" in command:
+            assert eventually(lambda: login.lab.output("squeue", "-h") == "")
+        done = subprocess.run(
+            [sys.executable, *command[1:]], cwd=login.folder, env=environ, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    [run] = (login.folder / "outputs").glob("prompts-2*")
+    assert faults(run, planned=len(PROMPTS)) == []
