@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
@@ -36,7 +37,7 @@ class Spread:
 @dataclass(frozen=True)
 class Figures:
     """One worker, or all of one node. `busy` holds when it was at work, in seconds since 1970; `loading` seconds went
-    by before the first picture. `pace` is its median over the run's, above 1 where it is slower.
+    by before the first picture. `pace` is how long it takes for equal work over the run's median, above 1 if slower.
     """
 
     name: str
@@ -78,26 +79,34 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 
 def worker_figures(
-    survey: Survey, attendances: Sequence[Attendance], clock: Callable[[], float] = time.time
+    survey: Survey, attendances: Sequence[Attendance], efforts: Sequence[float], clock: Callable[[], float] = time.time
 ) -> List[Figures]:
-    """Each process that was ever at work, the slowest first."""
-    median = _median(survey)
+    """Each process that was ever at work, the slowest first. `efforts` is the work of each planned picture, in any unit
+    and by its number, so that who was given the larger pictures does not pass for slow.
+    """
+    rates = _rates(survey, efforts)
+    median = _median(value for values in rates.values() for value in values)
     sessions: Dict[str, List[Session]] = {}
     for session in survey.sessions:
         sessions.setdefault(session.worker, []).append(session)
     present = {attendance.worker: attendance for attendance in attendances}
     names = dict.fromkeys([*survey.seconds, *sessions, *present, *survey.failed])
     found = [_worker(name, survey, sessions.get(name, []), present.get(name), clock()) for name in names]
-    return sorted((_paced(each, median) for each in found), key=_slowest_first)
+    return sorted((_paced(each, rates[each.name], median) for each in found), key=_slowest_first)
 
 
-def node_figures(survey: Survey, workers: Sequence[Figures]) -> List[Figures]:
+def node_figures(survey: Survey, workers: Sequence[Figures], efforts: Sequence[float]) -> List[Figures]:
     """The workers of each node taken together, the slowest node first."""
-    median = _median(survey)
+    rates = _rates(survey, efforts)
+    median = _median(value for values in rates.values() for value in values)
     nodes: Dict[str, List[Figures]] = {}
     for worker in workers:
         nodes.setdefault(worker.node, []).append(worker)
-    return sorted((_paced(_node(name, group, survey), median) for name, group in nodes.items()), key=_slowest_first)
+    found = []
+    for name, group in nodes.items():
+        own = [value for worker in group for value in rates[worker.name]]
+        found.append(_paced(_node(name, group, survey), own, median))
+    return sorted(found, key=_slowest_first)
 
 
 def merged(intervals: Iterable[Interval], gap: float = 0.0) -> Tuple[Interval, ...]:
@@ -165,15 +174,24 @@ def _node(name: str, workers: Sequence[Figures], survey: Survey) -> Figures:
     )
 
 
-def _median(survey: Survey) -> Optional[float]:
-    seconds = sorted(survey.all_seconds)
-    return quantile(seconds, 0.5) if seconds else None
+def _rates(survey: Survey, efforts: Sequence[float]) -> Dict[str, List[float]]:
+    """Seconds for one unit of work, of each picture of each worker."""
+    rates: Dict[str, List[float]] = defaultdict(list)
+    for worker, seconds in survey.seconds.items():
+        timed = zip(seconds, survey.indices[worker])
+        rates[worker] = [each / efforts[index] for each, index in timed if index < len(efforts) and efforts[index]]
+    return rates
 
 
-def _paced(figures: Figures, median: Optional[float]) -> Figures:
-    pace = figures.seconds.p50 / median if figures.seconds and median else None
-    return dataclasses.replace(figures, pace=pace)
+def _median(values: Iterable[float]) -> Optional[float]:
+    ordered = sorted(values)
+    return quantile(ordered, 0.5) if ordered else None
+
+
+def _paced(figures: Figures, rates: Sequence[float], median: Optional[float]) -> Figures:
+    own = _median(rates)
+    return dataclasses.replace(figures, pace=own / median if own is not None and median else None)
 
 
 def _slowest_first(figures: Figures) -> Tuple[float, str]:
-    return (-(figures.seconds.p50 if figures.seconds else 0.0), figures.name)
+    return (-(figures.pace or 0.0), figures.name)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
+from array import array
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from jobs.pictures import read
 from jobs.plan import from_line
@@ -24,6 +27,8 @@ log = logging.getLogger(__name__)
 Score = Callable[[bytes, str], float]
 Tell = Callable[[int], None]
 
+# Inside a prompt these names would stand between escaped quotes.
+EFFORT = re.compile(rb'"(?:height|width|steps|strength)":([0-9.]+)')
 DROPPED = "dropped by the safety policy: there is no file"
 
 
@@ -45,14 +50,19 @@ class Entry:
         return inside or format_infotext(describe(self.image.request))
 
 
-def planned_images(run: RunDir, wanted: Set[int]) -> Dict[int, PlannedImage]:
-    """The planned pictures of these numbers: picture n stands on line n of the plan, the others are not parsed."""
+def read_plan(run: RunDir, wanted: Set[int]) -> Tuple[Dict[int, PlannedImage], array[float]]:
+    """The planned pictures of these numbers, and the effort that each picture of the plan takes: steps times pixels.
+
+    Picture n stands on line n of the plan; a line that is not wanted is not parsed, as there may be a million.
+    """
     found: Dict[int, PlannedImage] = {}
+    efforts = array("d")
     with reading(run.plan_path), run.plan_path.open("rb") as file:
         for number, line in enumerate(file):
+            efforts.append(math.prod(float(number) for number in EFFORT.findall(line)))
             if number in wanted:
                 found[number] = from_line(line.decode("utf-8"))
-    return found
+    return found, efforts
 
 
 def make_entries(

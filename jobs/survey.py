@@ -25,6 +25,7 @@ class Survey:
     found: int = 0
     shown: List[Record] = field(default_factory=list)
     seconds: Dict[str, array[float]] = field(default_factory=dict)
+    indices: Dict[str, array[int]] = field(default_factory=dict)  # of the same pictures, in the same order
     devices: Dict[str, str] = field(default_factory=dict)
     slowest: List[Tuple[float, int, str]] = field(default_factory=list)  # seconds, index, worker; the slowest first
     sessions: List[Session] = field(default_factory=list)
@@ -93,6 +94,7 @@ def _note(survey: Survey, record: Record) -> None:
         survey.failed[record.worker] = survey.failed.get(record.worker, 0) + 1
         return
     survey.seconds.setdefault(record.worker, array("d")).append(record.seconds)
+    survey.indices.setdefault(record.worker, array("q")).append(record.index)
     survey.devices[record.worker] = record.device
     slow = (record.seconds, record.index, record.worker)
     (heapq.heappush if len(survey.slowest) < SLOWEST else heapq.heappushpop)(survey.slowest, slow)
