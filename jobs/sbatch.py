@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 NODE_LOCAL = ("/tmp/", "/var/tmp/", "/dev/shm/")
-WARNING_SECONDS = 60  # before the end, when Slurm sends USR2; it may come a minute earlier
+# Workers stop in time by themselves. USR2 is for preemption, at sites that send it then; before the end of the time it
+# is to come as late as can be, for Slurm may send it a minute early.
+SIGNAL = "USR2@1"
 UNQUOTABLE = "%\\\n"  # Slurm expands the first two in the path of a log, and a directive is one line
 
 
@@ -74,7 +76,7 @@ def directives(run: RunDir, settings: Settings) -> Dict[str, str]:
         "time": spec.time_limit_min,
         "open-mode": "append",
         "requeue" if may_requeue(settings) else "no-requeue": "",
-        "signal": f"USR2@{min(WARNING_SECONDS, 6 * spec.time_limit_min)}",
+        "signal": SIGNAL,
         "mail-user": spec.mail,
         "mail-type": spec.mail and "END,FAIL",
         **profile.directives,

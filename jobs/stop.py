@@ -24,6 +24,7 @@ SIGNALS: Dict[int, End] = {
     signal.SIGTERM: End.TOLD_TO_STOP,
     signal.SIGINT: End.TOLD_TO_STOP,
 }
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 RECENT_BATCHES = 8
 # Of the longest recent batch, and what writing down and leaving take: the next one is begun only with this much left.
 BATCHES_LEFT, LEAVING_SECONDS = 1.25, 10.0
@@ -95,13 +96,17 @@ class Limits:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, signals are taken; submitit's own handlers, which ignore SIGTERM, among those that are replaced."""
+        """Inside, signals are taken; submitit's own handlers, which ignore SIGTERM, among those that are replaced.
+
+        Warnings are ignored from then on: there is nothing left to stop, and a process whose work is done would die of
+        one while Python ends, or be put back into the queue by submitit.
+        """
         before = {number: signal.signal(number, self._take) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if number in WARNINGS else handler)
 
     def _take(self, number: int, frame: Optional[FrameType]) -> None:
         end = SIGNALS[number]

@@ -61,6 +61,11 @@ class LoginNode:
         file.write_text(done)
         return file
 
+    def job_numbers(self, run: Path) -> List[str]:
+        """The jobs that were submitted for a run, arrays by their number, in that order."""
+        lines = (run / "submissions.jsonl").read_text().splitlines()
+        return [json.loads(line)["tasks"][0]["job"].partition("_")[0] for line in lines]
+
     def sbatch(self, file: Path) -> str:
         """Type `sbatch job.sbatch`; the job's id."""
         return self.lab.output("sbatch", "--parsable", str(file), cwd=self.folder).strip()
@@ -100,5 +105,5 @@ def leftovers(run: Path) -> List[str]:
 
 def log_text(run: Path) -> str:
     """All that the jobs of a run have said."""
-    logs = sorted(path for path in (run / "logs").iterdir() if path.suffix in (".log", ".out", ".err"))
+    logs = sorted(path for path in (run / "logs").rglob("*") if path.suffix in (".log", ".out", ".err"))
     return "\n".join(path.read_text(errors="replace") for path in logs)

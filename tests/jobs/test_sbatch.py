@@ -183,8 +183,9 @@ def test_the_exit_status_of_the_work_is_that_of_the_job(tmp_path, status):
     assert f"ended with status {status} on" in done.stderr
 
 
-def test_a_job_whose_time_was_up_puts_itself_back_into_the_queue(tmp_path):
-    done = Bash(tmp_path, 75).run(job(tmp_path))
+@pytest.mark.parametrize("status", [75, 140], ids=["it stopped in time", "USR2 came before it could listen"])
+def test_a_job_whose_time_was_up_puts_itself_back_into_the_queue(tmp_path, status):
+    done = Bash(tmp_path, status).run(job(tmp_path))
     assert done.returncode == 75
     assert (tmp_path / "scontrol").read_text() == "requeue 12_3\n"
     assert "job 12_3 goes on from the queue" in done.stderr
@@ -208,11 +209,6 @@ def test_one_process_a_card_with_its_cores_and_none_ends_the_others(tmp_path):
     bash = Bash(tmp_path)
     bash.run(job(tmp_path, "cards=2"))
     assert bash.words[:4] == ["--ntasks=2", "--cpus-per-task=8", "--kill-on-bad-exit=0", "--wait=0"]
-
-
-def test_a_warning_comes_before_the_end_and_never_takes_more_than_a_tenth_of_the_time():
-    assert directives(RUN, settings("cluster=scnet-dcu"))["signal"] == "USR2@60"
-    assert directives(RUN, settings("cluster=scnet-dcu", "time_limit_min=3"))["signal"] == "USR2@18"
 
 
 def test_mail_is_asked_of_slurm_only_for_those_who_want_it():

@@ -123,3 +123,11 @@ def test_between_batches_a_signal_waits_for_the_next_check():
     with limits.listening():
         os.kill(os.getpid(), signal.SIGTERM)
         assert halted(limits).end is End.TOLD_TO_STOP
+
+
+def test_a_warning_that_comes_once_the_work_is_over_ends_nothing():
+    """Python takes its handlers away before it ends, and Slurm may warn in that moment."""
+    with Limits().listening():
+        pass
+    os.kill(os.getpid(), signal.SIGUSR2)
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
