@@ -1,17 +1,22 @@
-"""Commands that look at a run: status, watch, logs, grid."""
+"""Commands that look at a run: status, watch, logs, report, grid."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+import shlex
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Sequence
 
 from jobs.commands.common import add_command, of_run, shown
 from ldm.errors import ConfigError, GenerationError, RunError
 
 if TYPE_CHECKING:
     from jobs.commands.common import Subparsers
+
+log = logging.getLogger(__name__)
 
 
 def add(commands: Subparsers) -> None:
@@ -23,7 +28,11 @@ def add(commands: Subparsers) -> None:
     logged.add_argument("--failed", action="store_true", help="only why tasks did not finish, equal reasons together")
     logged.add_argument("--shard", metavar="N", type=int, help="only the logs of this shard")
     logged.add_argument("--lines", metavar="N", type=int, default=10, help="how many lines of each (10)")
-    of_run(add_command(commands, "grid", grid, "make a contact sheet of the first pictures"))
+    reported = of_run(add_command(commands, "report", report, "write report.html, report.json and contact sheets"))
+    reported.add_argument("--pictures", metavar="N", type=int, default=2000, help="at most so many on the page (2000)")
+    reported.add_argument("--clip-weights", metavar="FILE", type=Path, help="a CLIP to score these pictures by")
+    gridded = of_run(add_command(commands, "grid", grid, "make contact sheets, with 64 pictures each"))
+    gridded.add_argument("--sheets", metavar="N", type=int, default=32, help="at most so many (32)")
 
 
 def status(options: argparse.Namespace) -> int:
@@ -75,13 +84,66 @@ def logs(options: argparse.Namespace) -> int:
     return 0
 
 
-def grid(options: argparse.Namespace) -> int:
-    from jobs.grid import make_sheet
+def report(options: argparse.Namespace) -> int:
+    """The exit status is 0 however the run went: it is `status` and `verify` that judge."""
+    from jobs.grid import make_sheets
+    from jobs.html_report import write_report
+    from jobs.report import format_totals
     from jobs.rundir import RunDir
 
+    if options.pictures < 1:
+        raise ConfigError(f"--pictures must be at least 1, got {options.pictures}")
     run = RunDir(options.subject)
-    sheet = make_sheet(run, run.info())
-    if sheet is None:
-        raise RunError(f"{run.path} has no picture yet")
-    print(shown(sheet))
+    info = run.info()
+    clip = None
+    if options.clip_weights is not None:
+        from jobs.clip_score import load_score
+
+        clip = (options.clip_weights, load_score(options.clip_weights))
+    written = write_report(run, info, options.pictures, clip, _tell)
+    sheets = make_sheets(run, info)
+    print("\n".join(format_totals(written.report)))
+    if written.report.missing:
+        print(f"the run is not finished, the report is of what is there; rerun: {_again(options.subject)}")
+    if written.shown < written.found:
+        print(f"shown are {written.shown} of {written.found} pictures, an even sample; --pictures N changes it")
+    print(f"page:     {shown(written.html)} ({written.html.stat().st_size / 1e6:.1f} MB)")
+    print(f"numbers:  {shown(written.json)}")
+    for sheet in sheets[:1]:
+        print(f"grid:     {shown(sheet)}{f' to {sheets[-1].name}' if len(sheets) > 1 else ''}")
+    _say_if_some(sheets, written.report.done)
     return 0
+
+
+def grid(options: argparse.Namespace) -> int:
+    from jobs.grid import make_sheets
+    from jobs.report import make_report
+    from jobs.rundir import RunDir
+
+    if options.sheets < 1:
+        raise ConfigError(f"--sheets must be at least 1, got {options.sheets}")
+    run = RunDir(options.subject)
+    info = run.info()
+    sheets = make_sheets(run, info, options.sheets)
+    if not sheets:
+        raise RunError(f"{run.path} has no picture yet")
+    print("\n".join(str(shown(sheet)) for sheet in sheets))
+    _say_if_some(sheets, make_report(run, info).done)
+    return 0
+
+
+def _again(run: Path) -> str:
+    return f"python -m jobs report {shlex.quote(str(run))}"
+
+
+def _tell(looked_at: int) -> None:
+    if looked_at % 500 == 0:
+        log.info("%d pictures looked at", looked_at)
+
+
+def _say_if_some(sheets: Sequence[Path], pictures: int) -> None:
+    from jobs.grid import PICTURES
+
+    if sheets and len(sheets) * PICTURES < pictures:
+        log.info("the first %d of %d pictures are on sheets; python -m jobs grid RUN --sheets N makes more",
+                 len(sheets) * PICTURES, pictures)  # fmt: skip
