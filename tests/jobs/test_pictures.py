@@ -6,7 +6,8 @@ import pytest
 
 from jobs.pack import finish_shard, pack_run, pack_shard
 from jobs.pictures import indexed, is_complete, is_there, keep, members, own_files, packed, read, samples_in, tars
-from jobs.records import read_records
+from jobs.records import RecordBook, read_records
+from jobs.steer import forget_failures
 from jobs.worker import Worker, missing_images, run_shard
 from ldm.errors import RunError
 from tests.jobs.support import FakeModel, content, prepare, sha256
@@ -149,7 +150,8 @@ def test_what_was_made_after_packing_is_found_in_a_further_tar(made):
     for _ in range(2):
         run_shard(run.shard(0), run, FakeModel(fail=["picture number 1"]), ONE)
     assert pack_shard(run, 0), "a picture that failed three times is given up"
-    forget_failures(run)
+    assert forget_failures(run, made.info) == 1
+    assert not is_complete(run, made.info, 0)
     assert [image.index for image in missing(run)] == [1]
     run_shard(run.shard(0), run, FakeModel(), ONE)
     assert pack_shard(run, 0)
@@ -159,14 +161,7 @@ def test_what_was_made_after_packing_is_found_in_a_further_tar(made):
     assert is_complete(run, made.info, 0)
 
 
-def forget_failures(run):
-    lines = run.records_path(0).read_text().splitlines(keepends=True)
-    run.records_path(0).write_text("".join(line for line in lines if '"error"' not in line))
-
-
 def missing(run):
-    from jobs.records import RecordBook
-
     return missing_images(run.shard(0), run, RecordBook(run.records_path(0), run.shard(0), worker="x", device="y"))
 
 
