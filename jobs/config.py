@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 import typing
 from dataclasses import dataclass
@@ -217,10 +218,15 @@ def _parse(kind: type, key: str, text: str) -> Any:
 
 def _hint(kind: type, key: str) -> Tuple[Any, bool]:
     """The plain type of a field, str where there is no such field, and whether it may be None."""
-    hint = typing.get_type_hints(kind).get(key, str)
+    hint = _hints(kind).get(key, str)
     if typing.get_origin(hint) is Union:
         return typing.get_args(hint)[0], True
     return typing.get_origin(hint) or hint, False
+
+
+@functools.lru_cache(maxsize=None)  # they are slow to work out, and are asked for with every key of a run.yaml
+def _hints(kind: type) -> Dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _kind_name(kind: type, key: str) -> str:
