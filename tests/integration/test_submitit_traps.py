@@ -72,7 +72,7 @@ def test_result_of_a_dead_job_is_never_waited_for_without_accounting(login: Logi
     assert re.search(rf"job {submission.job}_\d and 1 more, shards 0-1", said)
 
 
-@pytest.mark.parametrize("name", ["ntasks", "ntasks-per-node", "gpus", "gpus-per-node", "gpus-per-task"])
+@pytest.mark.parametrize("name", ["ntasks", "gpus-per-node"])
 def test_ntasks_does_not_run_the_work_16_times(login: LoginNode, name: str) -> None:
     """The user's `-n 16`, put into a profile, is refused with what to type, and nothing is queued."""
     asked = "submit", str(login.prompts(PROMPTS)), f"outputs={login.folder}", *QUICK
