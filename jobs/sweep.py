@@ -51,15 +51,17 @@ def describe_all(requests: Sequence[GenerationRequest]) -> List[Dict[str, Value]
 
 
 def find_sweep(described: Sequence[Dict[str, Value]]) -> Optional[Sweep]:
-    """The grid with most filled cells; None where no two fields make one that is mostly full."""
+    """The grid with most filled cells, with the prompts as its rows if they vary; None where no two fields make one
+    that is mostly full.
+    """
     counts = {name: len({values[name] for values in described}) for name in LABELS} if described else {}
     fields = tuple(name for name in LABELS if counts.get(name, 0) > 1)
-    best, most = None, 0
+    best, rank = None, (False, 0)
     for rows, columns in itertools.permutations(fields, 2):
-        cells = counts[rows] * counts[columns]
         filled = len({(values[rows], values[columns]) for values in described})
-        if filled > most and filled >= LEAST_FILLED * cells and counts[columns] <= MOST_COLUMNS:
-            best, most = Sweep(fields, rows, columns), filled
+        is_full = filled >= LEAST_FILLED * counts[rows] * counts[columns] and counts[columns] <= MOST_COLUMNS
+        if is_full and (rows == "prompt", filled) > rank:
+            best, rank = Sweep(fields, rows, columns), (rows == "prompt", filled)
     return best
 
 
