@@ -33,6 +33,7 @@ def test_run_longer_than_its_limit_stops_by_itself_and_goes_on_until_it_is_whole
     """60 s of pictures in jobs of one minute: none is ended by Slurm, and nobody types anything."""
     asked = *REHEARSAL, *SLOW, "time_limit_min=1", "images_per_shard=60"
     submission = login.submit(login.prompts(lines(60)), *asked)
+    login.lab.wait_for(submission.job, {"RUNNING"})
     login.lab.start_again(submission.job)
     assert set(login.lab.wait(submission.job).values()) == {"COMPLETED"}, log_text(submission.run)
     assert faults(submission.run, planned=60) == []
