@@ -6,13 +6,16 @@ all on this machine; nothing outside the folder is touched. Two labs can be up a
 
 from __future__ import annotations
 
+import datetime
 import os
+import re
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Container, Dict, List, Optional, Type
+from typing import Container, Dict, List, Optional, Tuple, Type
 
 from tests.slurm_lab.machine import MOST_NODES, LabError, clean_environment, reserve_ports, short_folder
 from tests.slurm_lab.processes import PATIENCE_S
@@ -21,6 +24,10 @@ HERE = Path(__file__).parent
 ENDED = frozenset(
     ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"]
 )
+
+
+# What the controller writes into its log, such as "[2025-01-31T08:00:00.123] _job_complete: JobId=7_0(8) done".
+EVENT = re.compile(r"^\[(\S+)\] .*?(Started|Allocate|_job_complete:) JobId=(\d+(?:_\d+)?)(?!.* WEX)", re.MULTILINE)
 
 
 class SlurmLab:
@@ -40,6 +47,7 @@ class SlurmLab:
         self.env: Dict[str, str] = {}
         self._guard: Optional[socket.socket] = None
         self._undertaker: Optional[subprocess.Popen[bytes]] = None
+        self._reaper: Optional[subprocess.Popen[bytes]] = None
 
     def __enter__(self) -> SlurmLab:
         self.up()
@@ -66,15 +74,17 @@ class SlurmLab:
         )
         said = self.folder / "up.log"  # not a pipe, which the daemons would hold open
         with said.open("wb") as log:
-            status = subprocess.call(
-                ["bash", str(HERE / "up.sh")],
+            self._reaper = subprocess.Popen(
+                [sys.executable, str(HERE / "reaper.py"), "bash", str(HERE / "up.sh")],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=subprocess.PIPE,
                 stderr=log,
                 env=lab,
                 start_new_session=True,
             )
-        if status:
+        assert self._reaper.stdout is not None
+        status = self._reaper.stdout.readline()
+        if status != b"0\n":
             text = f"the cluster did not come up\n{said.read_text()}\n{self.logs()}"
             self.down()
             raise LabError(text)
@@ -86,6 +96,11 @@ class SlurmLab:
             self._undertaker.stdin.close()
             self._undertaker.wait(timeout=PATIENCE_S)
             self._undertaker = None
+        if self._reaper is not None and self._reaper.stdout is not None:
+            self._reaper.terminate()
+            self._reaper.wait(timeout=PATIENCE_S)
+            self._reaper.stdout.close()
+            self._reaper = None
         if self._guard is not None:
             self._guard.close()
             self._guard = None
@@ -139,12 +154,24 @@ class SlurmLab:
         """All that the controller says of a job, the indices of its cards included."""
         return self.output("scontrol", "show", "job", "-d", job)
 
+    def spans(self) -> Dict[str, Tuple[float, float]]:
+        """When each job or array task last began and ended, to the millisecond, in seconds since 1970."""
+        begun: Dict[str, float] = {}
+        spans: Dict[str, Tuple[float, float]] = {}
+        for moment, what, job in EVENT.findall((self.folder / "log" / "slurmctld.log").read_text(errors="replace")):
+            seconds = datetime.datetime.fromisoformat(moment).timestamp()
+            if what != "_job_complete:":
+                begun[job] = seconds
+            elif job in begun:
+                spans[job] = begun[job], seconds
+        return spans
+
     def kill_node(self, node: str, *, daemon_only: bool = False) -> None:
         """Crash a node; or only its daemon, so that its jobs live on unseen."""
         self._script("nodekill.sh", node, *(["daemon"] if daemon_only else []))
 
     def start_node(self, node: str) -> None:
-        """Start a killed node's daemon again."""
+        """Start a killed node's daemon again; jobs on it may take seconds longer to end, see reaper.py."""
         self._script("nodeup.sh", node)
 
     def start_again(self, job: str) -> None:
