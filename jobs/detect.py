@@ -22,11 +22,13 @@ from jobs.site import (
 from jobs.slurm import RunCommand, outside_any_job, run_command
 from jobs.spec import ClusterProfile
 from ldm.errors import SchedulerError
+from ldm.inference.cards import CUDA
 
 T = TypeVar("T")
 
 LEAST_MEMORY_MB = 8192  # of one process: a checkpoint of 4 GiB and what reads it
-TOOLKITS = re.compile(r"dtk|rocm|hip|cuda|das|conda|pytorch|python", re.IGNORECASE)
+# The word for NVIDIA's is that of its variable; no module but one writes it out.
+TOOLKITS = re.compile(rf"dtk|rocm|hip|{CUDA.partition('_')[0]}|das|conda|pytorch|python", re.IGNORECASE)
 SHOWN_MODULES = 40
 HEAD = (
     "First version of the profile of the cluster {cluster}, from what sinfo, scontrol, sacctmgr and module say here.",

@@ -65,7 +65,7 @@ def python_problems(words: Sequence[str]) -> List[str]:
         if not re.search(rf"\b{re.escape(words[2])}\b", help_text("-m", "jobs")):
             return [f"no subcommand {words[2]}"]
         shown = help_text("-m", "jobs", words[2])
-        named = [word.split("=", 1) for word in words[3:] if re.match(r"(cluster|model)=(?!.*\.yaml)", word)]
+        named = [word.split("=", 1) for word in words[3:] if re.match(r"(cluster|model)=(?!.*\.yaml|rehearsal$)", word)]
         folders = {"cluster": ROOT / "configs" / "clusters", "model": ROOT / "models"}
         missing = [f"no {key} {name}" for key, name in named if not list(folders[key].glob(f"{name}*"))]
         return missing + options_missing(words[3:], shown)

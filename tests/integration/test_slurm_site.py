@@ -71,6 +71,16 @@ def test_doctor_answers_a_refusal_with_slurms_words_and_what_exists(login: Login
     )
 
 
+def test_submission_that_slurm_refuses_is_answered_with_what_exists(login: LoginNode) -> None:
+    words = "submit", str(login.prompts(PROMPTS)), *REHEARSAL, "cluster=scnet-dcu", f"outputs={login.folder}"
+    said = login.jobs(*words, "cluster.partition=kshdtset", status=3)
+    assert "invalid partition specified: kshdtset" in said
+    assert "partitions here: kshdtest (dcu:4; 4 nodes; no time limit); gpu (gpu:4; 1 node; no time limit)" in said
+    said = login.jobs(*words, "cluster.gres=hcu", status=3)
+    assert "Invalid generic resource (gres) specification" in said
+    assert "kshdtest has dcu:4; gpu has gpu:4; give cluster.gres=NAME" in said
+
+
 def noting_python(folder: Path) -> Path:
     """An interpreter that notes the LD_LIBRARY_PATH that it is started with, in a file `noted` beside it."""
     python = folder / "python"

@@ -111,6 +111,7 @@ def test_modules_that_may_be_it_are_listed_and_none_is_chosen(tmp_path):
     text = detect(None, Site())
     assert "#   compiler/rocm/dtk-22.10.1\nsetup: []" in text
     assert "hpcx" not in text
+    assert "#   CUDA/12.1" in detect(None, Site(bash="CUDA/12.1\n"))
     many = detect(None, Site(bash="\n".join(f"dtk/{number}" for number in range(50))))
     assert "and 10 more: module -t avail" in many
     assert "Not learned: there are no environment modules here." in detect(None, Site(bash=""))

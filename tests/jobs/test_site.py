@@ -88,8 +88,8 @@ def test_associations_are_read_and_lines_without_an_account_passed_over():
 
 
 def test_modules_of_environment_modules_and_of_lmod_are_read():
-    environment_modules = "/opt/modulefiles:\ncompiler/rocm/dtk-22.10.1(default)\ncompiler/rocm/dtk-23.10\n\n"
-    lmod = "/opt/modulefiles/Core:\nrocm/\nrocm/6.0.3\ncuda/12.1(D)\ncompiler/dtk/24.04 <aL>\n"
+    environment_modules = "/usr/share/modulefiles:\ncompiler/rocm/dtk-22.10.1(default)\ncompiler/rocm/dtk-23.10\n\n"
+    lmod = "/usr/share/modulefiles/Core:\nrocm/\nrocm/6.0.3\ncuda/12.1(D)\ncompiler/dtk/24.04 <aL>\n"
     assert parse_modules(environment_modules) == ["compiler/rocm/dtk-22.10.1", "compiler/rocm/dtk-23.10"]
     assert parse_modules(lmod) == ["rocm/6.0.3", "cuda/12.1", "compiler/dtk/24.04"]
 
