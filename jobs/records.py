@@ -16,9 +16,9 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
-from jobs.reading import is_there, reading
+from jobs.reading import reading
 from jobs.spec import PlannedImage, Shard
 from ldm.inference.files import write_atomically
 from ldm.inference.spec import ImageRecord
@@ -187,15 +187,6 @@ def read_summary(path: Path) -> Optional[ShardSummary]:
         return ShardSummary(**{**values, "sessions": tuple(map(_session, values["sessions"]))})
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def is_complete(path: Path, files: Sequence[Path]) -> bool:
-    """Whether the shard of this records file is done and its files are there, but for those that were dropped."""
-    summary = read_summary(path)
-    if summary is None or not summary.done:
-        return False
-    absent = sum(not is_there(file) for file in files)
-    return not absent or absent == len(without_file(read_records(path)))
 
 
 def without_file(records: ShardRecords) -> Set[int]:

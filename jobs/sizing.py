@@ -34,7 +34,8 @@ def images_per_shard(spec: JobSpec, images: int, speed: Optional[Speed]) -> int:
     """How many pictures a shard holds: as many as take `task_min`, and few enough that every card has one."""
     if spec.images_per_shard is not None:
         return spec.images_per_shard
-    by_time = USUAL_IMAGES_PER_SHARD if speed is None else spec.task_min * 60 / speed.seconds_per_image
+    unknown = MOST_IMAGES_PER_SHARD if spec.output == "webdataset" else USUAL_IMAGES_PER_SHARD  # a tar each
+    by_time = unknown if speed is None else spec.task_min * 60 / speed.seconds_per_image
     for_every_card = math.ceil(images / spec.cards)
     wanted = min(math.floor(by_time), for_every_card, MOST_IMAGES_PER_SHARD)
     return max(wanted, min(spec.batch_size, for_every_card), math.ceil(images / MOST_SHARDS), 1)

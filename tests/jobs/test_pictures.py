@@ -88,6 +88,14 @@ def test_a_shard_of_which_everything_was_dropped_needs_no_tar(tmp_path):
     assert tars(prepared.run, 0) == []
 
 
+def test_a_picture_that_is_given_up_is_not_waited_for(tmp_path):
+    prepared = prepare(tmp_path)
+    for attempt in (1, 2, 3):
+        worker = Worker("one", "fake", batch_size=2)
+        run_shard(prepared.run.shard(0), prepared.run, FakeModel(fail=["picture number 1"]), worker)
+        assert is_complete(prepared.run, prepared.info, 0) is (attempt == 3)
+
+
 def test_a_late_writer_of_a_packed_picture_leaves_no_file_and_describes_the_one_that_stays(made):
     run = made.run
     pack_shard(run, 0)

@@ -11,7 +11,7 @@ from typing import Sequence
 import pytest
 
 from jobs.plan import planned_images
-from jobs.records import Failure, RecordBook, is_complete, read_records, read_summary
+from jobs.records import Failure, RecordBook, read_records, read_summary, without_file
 from jobs.spec import Shard
 from ldm.errors import OutputError, RunError
 from ldm.inference.spec import GenerationRequest, ImageRecord
@@ -236,32 +236,6 @@ def test_a_full_disk_is_an_error_and_leaves_the_former_records(path, monkeypatch
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def test_a_shard_is_complete_when_its_records_and_files_are_there(path, tmp_path):
-    files = [tmp_path / image.file for image in SHARD.images]
-    assert not is_complete(path, files)
-    writing = book(path)
-    for index, file in enumerate(files):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"x")
-        writing.add(record(index))
-    writing.flush(at_once=True)
-    assert is_complete(path, files)
-    files[1].unlink()
-    assert not is_complete(path, files)
-
-
-def test_a_dropped_picture_has_no_file_and_is_not_missing(path, tmp_path):
-    files = [tmp_path / image.file for image in SHARD.images]
-    writing = book(path)
-    for index, file in enumerate(files):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        writing.add(record(index, file="", sha256="", flagged=True) if index == 1 else record(index))
-        if index != 1:
-            file.write_bytes(b"x")
-    writing.flush(at_once=True)
-    assert is_complete(path, files)
-
-
 def test_the_summary_is_found_behind_long_lines(path):
     writing = book(path)
     writing.add(record(0, prompt="x" * 200_000))
@@ -281,18 +255,15 @@ def test_a_failure_counts_those_before_it(path):
     assert not failure(2, 2).quarantined
 
 
-def test_a_shard_whose_failures_are_given_up_is_complete(path, tmp_path):
+def test_a_shard_whose_failures_are_given_up_is_done(path):
     writing = book(path)
     for index in (0, 1):
         writing.add(record(index))
-        file = tmp_path / SHARD.images[index].file
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"")
-    files = [tmp_path / image.file for image in SHARD.images]
-    for complete in (False, False, True):
+    for done in (False, False, True):
         fail(writing, 2)
-        writing.leave()
-        assert is_complete(path, files) is complete
+        summary = writing.leave()
+        assert summary.done is done
+        assert without_file(read_records(path)) == ({2} if done else set())
         writing = book(path)
 
 

@@ -38,6 +38,7 @@ def test_a_shard_is_what_a_quarter_of_an_hour_makes_within_limits(seconds, image
 def test_where_nothing_is_known_a_shard_has_a_hundred():
     assert images_per_shard(JobSpec(), 10_000, None) == 100
     assert images_per_shard(JobSpec(), 1_000_000, None) == 1000
+    assert images_per_shard(JobSpec(output="webdataset"), 10_000, None) == 1000
 
 
 def test_every_card_has_a_shard_where_there_are_pictures_for_it():
