@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Install Debian or Ubuntu packages that are not here yet, when we may:  tools/apt.sh [--required] PACKAGE|LIST-FILE...
-# Without the right to install it says what to type; that is an error with --required only.
+# Without the right to install it says what to type, and it names what the system does not have, such as the Chromium of
+# Debian on Ubuntu; either is an error with --required only.
 set -euo pipefail
 required=
 if [ "${1:-}" = --required ]; then
@@ -25,12 +26,21 @@ as_root=()
 if [ "$(id -u)" -ne 0 ]; then
   as_root=(sudo -n)
 fi
-install=(apt-get install --yes --no-install-recommends "${missing[@]}")
+install=(apt-get install --yes --no-install-recommends)
 if ! command -v apt-get >/dev/null || ! "${as_root[@]}" true 2>/dev/null; then
-  echo "Packages are missing and may not be installed from here. Type: sudo ${install[*]}" >&2
+  echo "Packages are missing and may not be installed from here. Type: sudo ${install[*]} ${missing[*]}" >&2
   [ -z "$required" ] || exit 2
   exit 0
 fi
-echo "Installing: ${missing[*]}"
 "${as_root[@]}" apt-get update --quiet
-"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive "${install[@]}"
+wanted=()
+for package in "${missing[@]}"; do
+  if [ -z "$required" ] && ! apt-cache show "$package" >/dev/null 2>&1; then
+    echo "This system has no package $package; the tests that need it cannot run." >&2
+  else
+    wanted+=("$package")
+  fi
+done
+[ ${#wanted[@]} -gt 0 ] || exit 0
+echo "Installing: ${wanted[*]}"
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive "${install[@]}" "${wanted[@]}"
