@@ -1,4 +1,4 @@
-"""What to start of a run, by the speed that is known, the jobs there are and the nodes to keep off; and what it costs."""
+"""What to start of a run, by the speed that is known and the nodes to keep off, and what that will cost."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
+import signal
 import sys
 from typing import TYPE_CHECKING, List, Sequence, Tuple
 
@@ -36,9 +37,16 @@ def add(commands: Subparsers) -> None:
 
 
 def run_in_job(words: List[str]) -> None:
-    """What a job calls: the command, whose exit status becomes that of the job."""
-    from jobs.cli import main
+    """What a job calls: the command, whose exit status becomes that of the job.
 
+    A warning that comes before the worker listens would be submitit's, which takes it for a timeout and gives up.
+    """
+    from jobs.cli import main
+    from jobs.stop import WARNINGS
+    from jobs.work import AGAIN
+
+    for number in WARNINGS:
+        signal.signal(number, lambda *_: sys.exit(AGAIN))
     status = main(words)
     if status:
         sys.exit(status)
@@ -142,8 +150,10 @@ def notify(options: argparse.Namespace) -> int:
 def _prepare(options: argparse.Namespace) -> Tuple[Prepared, Settings]:
     from jobs.config import read_settings
     from jobs.prepare import prepare_run
+    from jobs.profiles import check_profile
 
     settings = read_settings(options.settings)
+    check_profile(settings)
     prepared = prepare_run(options.subject, settings)
     begun, planned = "resuming" if prepared.resumed else "planned", prepared.info.plan
     size = f"{counted(planned.images, 'picture')} in {counted(planned.shards, 'shard')}"
