@@ -8,6 +8,8 @@ export TORCH ?=
 PROMPTS ?= examples/prompts.txt
 MODEL ?= emoji-v1
 SETTINGS ?=
+SEED ?= 1
+MINUTES ?= 15
 
 # python3.8 on the path, else the newest 3.8 that pyenv has built.
 PYTHON38 ?= $(or $(shell python3.8 -c 'import sys; print(sys.executable)' 2>/dev/null),$\
@@ -16,11 +18,11 @@ PYTHON38 ?= $(or $(shell python3.8 -c 'import sys; print(sys.executable)' 2>/dev
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 SHELL_FILES = $(shell git ls-files '*.sh' .ci/run)
 
-.PHONY: help run test test-quick lint type format check golden bench test-dtk2210 clean
+.PHONY: help run test test-quick lint type format check golden bench chaos test-dtk2210 clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
-	@echo "Variables: PYTHON=$(PYTHON) TORCH='torch==...' PROMPTS=$(PROMPTS) MODEL=$(MODEL) SETTINGS='$(SETTINGS)'"
+	@echo "Variables: PYTHON=$(PYTHON) TORCH='torch==...' PROMPTS=$(PROMPTS) MODEL=$(MODEL) SETTINGS='$(SETTINGS)' SEED=$(SEED) MINUTES=$(MINUTES)"
 
 run: .venv/run.stamp  ## prompts to pictures with the model that ships here, on a fresh machine
 	$(IN_VENV) python -m jobs submit '$(PROMPTS)' cluster=local model=$(MODEL) $(SETTINGS)
@@ -49,8 +51,14 @@ check: lint type test-quick  ## what must pass before a commit
 golden: .venv/test.stamp  ## rewrite the golden files of generated text; read the diff
 	UPDATE_GOLDEN=1 $(IN_VENV) pytest -k golden
 
-bench: .venv/test.stamp  ## measure loading and generating on this machine
-	for script in benchmarks/*.py; do $(IN_VENV) python "$$script"; done
+bench: .venv/test.stamp  ## measure loading, and the batch system in small on a Slurm cluster of its own
+	tools/apt.sh tests/apt-packages.txt
+	$(IN_VENV) python benchmarks/load.py
+	$(IN_VENV) python benchmarks/cluster.py
+
+chaos: .venv/test.stamp  ## let everything happen to a run on a Slurm cluster of its own for MINUTES, and judge it
+	tools/apt.sh tests/apt-packages.txt
+	$(IN_VENV) python benchmarks/chaos.py --seed $(SEED) --minutes $(MINUTES)
 
 test-dtk2210: .venv-dtk2210/test.stamp  ## unit and parity tests on Python 3.8 and torch 1.10, the platform of DTK 22.10
 	.venv-dtk2210/bin/python -m pytest -rs -m "not slurm and not gpu and not weights"

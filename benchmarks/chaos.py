@@ -36,9 +36,10 @@ from tests.integration.ordeal import Diary, Ordeal  # noqa: E402
 from tests.slurm_lab.accidents import Accidents  # noqa: E402
 from tests.slurm_lab.cluster import SlurmLab  # noqa: E402
 
-STEPS = {"emoji-v1": 16, "rehearsal": 1000}  # so that 2,000 pictures last for a quarter of an hour on two cores
+STEPS = {"rehearsal": 1000}  # a second a picture
+USUAL_STEPS = 8  # with emoji-v1, 2,000 pictures last for longer than a quarter of an hour on two cores if disturbed
 REFERENCE_PROCESSES = {"rehearsal": 16}  # it only sleeps
-PAUSE = 0.5, 4.0  # seconds between two events
+PAUSE = 1.0, 8.0  # seconds between two events: a model takes some to load, and should come to something
 SHOWN = 20
 THINGS = "lion", "cat", "dog", "owl", "house", "tree", "car", "fish", "rose", "moon", "apple", "clock"
 COLOURS = "blue", "red", "green", "yellow", "white", "black", "orange", "purple"
@@ -54,7 +55,8 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="sdbatch-chaos-"))
     print(f"runs and diary are in {folder}", flush=True)
     prompts = write_prompts(folder, options.images)
-    work = (f"model={options.model}", f"steps={options.steps or STEPS.get(options.model, 16)}", "device=cpu", *WORK)
+    steps = options.steps or STEPS.get(options.model, USUAL_STEPS)
+    work = (f"model={options.model}", f"steps={steps}", "device=cpu", *WORK)
     undisturbed = make_undisturbed(prompts, options.reference or folder, options.model, work)
     with SlurmLab(accounting=False, dcu_nodes=options.nodes) as lab:
         result = torment(LoginNode(lab, folder), prompts, work, undisturbed, options)
@@ -75,7 +77,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=2000, help="pictures of a run (2000)")
     parser.add_argument("--nodes", type=int, default=4, help="nodes of the cluster (4)")
     parser.add_argument("--model", default="emoji-v1", help="any model that needs no card (emoji-v1)")
-    parser.add_argument("--steps", type=int, help="sampling steps (16; 1000 of the rehearsal, which is a second)")
+    parser.add_argument("--steps", type=int, help="sampling steps (8; 1000 of the rehearsal, which is a second)")
     parser.add_argument("--reference", type=Path, help="folder of the undisturbed run, made if it is not there")
     parser.add_argument("--json", type=Path, help="write what was found here too")
     return parser.parse_args()

@@ -197,17 +197,21 @@ class Ordeal:
         return len(pictures(self.run)) == planned == len({record["index"] for record in records(self.run)})
 
     def _wait_for_quiet(self) -> None:
-        """Until no job is in the queue and no process of one lives, nor one that Slurm has given up."""
+        """Until no job is in the queue and no process of one lives, nor one that Slurm has given up; a problem if they
+        stay and make nothing.
+        """
         self._listen(to_all=True)
-        deadline = time.monotonic() + PATIENCE_S
+        made, deadline = -1, 0.0
         while True:
             self._accidents.recover(all_now=True)
-            if not self._accidents.queue() and not self._accidents.workers():
+            queued, working, there = self._accidents.queue(), self._accidents.workers(), len(pictures(self.run))
+            if not queued and not working:
                 return
-            if time.monotonic() > deadline:
-                self.problems.append(
-                    f"after {PATIENCE_S} s on a healthy cluster: {self._accidents.queue()} {self._accidents.workers()}"
-                )
+            if there > made:
+                made, deadline = there, time.monotonic() + PATIENCE_S
+            elif time.monotonic() > deadline:
+                words = [*map(str, queued), *map(str, working)]
+                self.problems.append(f"nothing made for {PATIENCE_S} s on a healthy cluster by {', '.join(words)}")
                 return
             time.sleep(0.5)
 
