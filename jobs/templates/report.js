@@ -17,6 +17,7 @@ const tiles = new Map(gallery ? [...gallery.querySelectorAll(".tile")].map((tile
 let state = {};
 let shown = [];
 let drawn = "";
+let order = "";
 
 function element(name, properties = {}, children = []) {
   const made = Object.assign(document.createElement(name), properties);
@@ -54,13 +55,15 @@ function chosen() {
     return words.every((word) => text.includes(word)) && wanted(picture.seed)
       && (!show || (show === "noted" ? Boolean(picture.note) : Boolean(picture[show])));
   });
-  const orders = {
-    slow: (a, b) => (b.seconds ?? -1) - (a.seconds ?? -1),
-    worst: (a, b) => (a.clip ?? 101) - (b.clip ?? 101),
-    best: (a, b) => (b.clip ?? -1) - (a.clip ?? -1),
-  };
-  return orders[value("sort")] ? kept.sort(orders[value("sort")]) : kept;
+  return sorted(kept);
 }
+
+const ORDERS = {
+  slow: (a, b) => (b.seconds ?? -1) - (a.seconds ?? -1),
+  worst: (a, b) => (a.clip ?? 101) - (b.clip ?? 101),
+  best: (a, b) => (b.clip ?? -1) - (a.clip ?? -1),
+};
+const sorted = (some) => (ORDERS[value("sort")] ? [...some].sort(ORDERS[value("sort")]) : some);
 
 function draw() {
   const tab = at(value("tab"))?.matches("main > section") ? value("tab") : "pictures";
@@ -99,10 +102,12 @@ const counted = (number) => `${number.toLocaleString("en")} ${number === 1 ? "pi
 function drawGallery() {
   const kept = new Set(shown.map((picture) => picture.index));
   for (const [index, tile] of tiles) {
-    tile.parentElement.hidden = !kept.has(index);
-    tile.tabIndex = -1;
+    if (tile.parentElement.hidden === kept.has(index)) tile.parentElement.hidden = !kept.has(index);
+    if (tile.tabIndex !== -1) tile.tabIndex = -1;
   }
-  gallery.append(...shown.map((picture) => tiles.get(picture.index).parentElement));
+  // Moving thousands of tiles takes a second, so they stay where they are until another order is asked for.
+  if (value("sort") !== order) gallery.append(...sorted(pictures).map((picture) => tiles.get(picture.index).parentElement));
+  order = value("sort");
   if (shown.length) tiles.get(shown[0].index).tabIndex = 0;
 }
 

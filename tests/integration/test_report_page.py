@@ -104,6 +104,16 @@ def test_pictures_are_chosen_by_prompt_seed_and_fate(page, control, value, indic
     assert page.run("document.getElementById('nothing').hidden") is bool(indices)
 
 
+def test_the_slowest_come_first_if_asked_and_filters_keep_the_order(page):
+    slowest = choose(page, "sort", "slow")
+    seconds = page.run(f"{SHOWN}.map((index) => byIndex.get(index).seconds ?? -1)")
+    assert seconds == sorted(seconds, reverse=True)
+    assert slowest[-1] == UNLUCKY
+    assert choose(page, "q", "lion") == [index for index in slowest if index < 6]
+    choose(page, "q", "")
+    assert choose(page, "sort", "") == list(range(12))
+
+
 def test_filters_add_up_and_the_address_keeps_them(page, report):
     choose(page, "q", "lion")
     assert choose(page, "seed", "42") == [1, 4]
