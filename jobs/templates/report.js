@@ -13,7 +13,8 @@ const DEFAULTS = { tab: "pictures", size: "168", rows: sweep?.rows, columns: swe
 const at = (id) => document.getElementById(id);
 const gallery = at("gallery");
 const byIndex = new Map(pictures.map((picture) => [picture.index, picture]));
-const tiles = new Map(gallery ? [...gallery.querySelectorAll(".tile")].map((tile) => [Number(tile.dataset.index), tile]) : []);
+const drawnTiles = [...document.querySelectorAll("#gallery .tile")];
+const tiles = new Map(drawnTiles.map((tile) => [Number(tile.dataset.index), tile]));
 let state = {};
 let shown = [];
 let drawn = "";
@@ -67,7 +68,9 @@ const sorted = (some) => (ORDERS[value("sort")] ? [...some].sort(ORDERS[value("s
 
 function draw() {
   const tab = at(value("tab"))?.matches("main > section") ? value("tab") : "pictures";
-  for (const section of document.querySelectorAll("main > section")) section.classList.toggle("current", section.id === tab);
+  for (const section of document.querySelectorAll("main > section")) {
+    section.classList.toggle("current", section.id === tab);
+  }
   for (const link of document.querySelectorAll("[data-tab]")) {
     if (link.dataset.tab === tab) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
@@ -88,7 +91,8 @@ function drawPictures() {
   drawn = key;
   shown = chosen();
   const asSweep = Boolean(sweep) && value("view") === "sweep";
-  at("count").value = shown.length === pictures.length ? counted(shown.length) : `${shown.length.toLocaleString("en")} of ${counted(pictures.length)}`;
+  const part = shown.length === pictures.length ? "" : `${shown.length.toLocaleString("en")} of `;
+  at("count").value = part + counted(pictures.length);
   at("nothing").hidden = shown.length > 0;
   gallery.hidden = asSweep;
   at("sweep").hidden = !asSweep || !shown.length;
@@ -106,7 +110,9 @@ function drawGallery() {
     if (tile.tabIndex !== -1) tile.tabIndex = -1;
   }
   // Moving thousands of tiles takes a second, so they stay where they are until another order is asked for.
-  if (value("sort") !== order) gallery.append(...sorted(pictures).map((picture) => tiles.get(picture.index).parentElement));
+  if (value("sort") !== order) {
+    gallery.append(...sorted(pictures).map((picture) => tiles.get(picture.index).parentElement));
+  }
   order = value("sort");
   if (shown.length) tiles.get(shown[0].index).tabIndex = 0;
 }
@@ -126,13 +132,18 @@ function drawSweep() {
   }
   const across = valuesOf(columns);
   const named = (field, each) => (each === "" ? "(none)" : field === "prompt" ? each : `${each}`);
-  const corner = element("th", { scope: "col" }, [element("span", { className: "axis", textContent: `${LABELS[rows]} \u2193  ${LABELS[columns]} \u2192` })]);
-  const head = element("thead", {}, [element("tr", {}, [corner, ...across.map((each) => element("th", { scope: "col", textContent: named(columns, each), dir: "auto" }))])]);
+  const axes = `${LABELS[rows]} \u2193  ${LABELS[columns]} \u2192`;
+  const corner = element("th", { scope: "col" }, [element("span", { className: "axis", textContent: axes })]);
+  const titles = across.map((each) => element("th", { scope: "col", textContent: named(columns, each), dir: "auto" }));
+  const head = element("thead", {}, [element("tr", {}, [corner, ...titles])]);
   const body = element("tbody", {}, valuesOf(rows).map((down) => element("tr", {}, [
-    element("th", { scope: "row" }, [element("span", { className: "clamp", textContent: named(rows, down), dir: "auto", title: named(rows, down) })]),
+    element("th", { scope: "row", title: named(rows, down) }, [
+      element("span", { className: "clamp", textContent: named(rows, down), dir: "auto" }),
+    ]),
     ...across.map((each) => {
       const inside = cells.get(JSON.stringify([down, each])) ?? [];
-      return element("td", {}, inside.length ? [element("div", { className: "cell" }, inside.map(copyOfTile))] : ["\u00b7"]);
+      if (!inside.length) return element("td", { textContent: "\u00b7" });
+      return element("td", {}, [element("div", { className: "cell" }, inside.map(copyOfTile))]);
     }),
   ])));
   at("sweep").replaceChildren(element("table", {}, [head, body]));
@@ -154,8 +165,9 @@ function drawDetails() {
     if (dialog.open) dialog.close();
     return;
   }
-  const image = tiles.get(picture.index)?.querySelector("img");
-  at("details-picture").replaceChildren(image ? element("img", { src: image.src, className: image.className, alt: picture.prompt, width: image.width, height: image.height }) : element("p", { className: "muted", textContent: "no picture" }));
+  const image = tiles.get(picture.index)?.querySelector("img")?.cloneNode();
+  if (image) Object.assign(image, { alt: picture.prompt, loading: "eager" });
+  at("details-picture").replaceChildren(image ?? element("p", { className: "muted", textContent: "no picture" }));
   at("details-title").textContent = `Picture ${picture.index}`;
   at("details-prompt").textContent = picture.prompt;
   at("details-trouble").hidden = !picture.trouble;
@@ -194,7 +206,8 @@ async function copy(text, source) {
 }
 
 function visibleTiles() {
-  return [...(at("sweep").hidden ? gallery : at("sweep")).querySelectorAll(".tile")].filter((tile) => !tile.closest("[hidden]"));
+  const place = at("sweep").hidden ? gallery : at("sweep");
+  return [...place.querySelectorAll(".tile")].filter((tile) => !tile.closest("[hidden]"));
 }
 
 // The tile that the arrow leads to from this one: the next in its row, or the nearest in the row above or below.
@@ -256,11 +269,16 @@ function start() {
   at("copy").addEventListener("click", () => copy(at("details-infotext").textContent, at("details-infotext")));
   at("copy-prompt").addEventListener("click", () => copy(at("details-prompt").textContent, at("details-prompt")));
   for (const link of document.querySelectorAll("[data-tab]")) {
-    link.addEventListener("click", (event) => { event.preventDefault(); change({ tab: link.dataset.tab }); scrollTo(0, 0); });
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      change({ tab: link.dataset.tab });
+      scrollTo(0, 0);
+    });
   }
   if (gallery) {
     for (const axis of ["rows", "columns"]) {
-      at(axis)?.append(...sweep.fields.map((field) => element("option", { value: field, textContent: LABELS[field].toLowerCase() })));
+      const named = (field) => element("option", { value: field, textContent: LABELS[field].toLowerCase() });
+      at(axis)?.append(...sweep.fields.map(named));
     }
     for (const id of CONTROLS) at(id)?.addEventListener("input", (event) => change({ [id]: event.target.value }));
     document.querySelector(".tools").addEventListener("submit", (event) => event.preventDefault());
