@@ -65,10 +65,11 @@ def main() -> int:
             table = measured(parts, [name for name in wanted if name != "curve"])
             if "curve" in wanted:
                 points = scaling.curve(login, sizes.nodes, sizes.images_per_node)
+            slurm = lab.output("sbatch", "--version").strip()
     if points:
         print("\n".join(scaling.curve_table(points)))
     if options.full and not options.only:
-        page.write(table, points, sizes.images_per_node)
+        page.write(table, points, sizes.images_per_node, slurm)
         print(f"wrote {page.PAGE} and {page.PLOT}")
     return 1 if options.full and any(row.met is False for row in table) else 0
 

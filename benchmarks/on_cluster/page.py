@@ -7,7 +7,6 @@ import math
 import os
 import platform
 import re
-import subprocess
 from pathlib import Path
 from typing import List, Sequence
 
@@ -41,10 +40,10 @@ Python is up, which a cluster's nodes spend side by side and this machine in tur
 """
 
 
-def write(table: Sequence[Row], points: Sequence[Point], images_per_node: int) -> None:
-    """Replace the page and the plot."""
+def write(table: Sequence[Row], points: Sequence[Point], images_per_node: int, slurm: str) -> None:
+    """Replace the page and the plot. `slurm` is its version."""
     explained = EXPLANATION.format(seconds=images_per_node, cores=os.cpu_count())
-    lines = [INTRODUCTION.format(machine=machine()), *markdown(table), explained + "\n".join(curve_table(points))]
+    lines = [INTRODUCTION.format(machine=machine(slurm)), *markdown(table), explained + "\n".join(curve_table(points))]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     PLOT.write_text(svg(points), encoding="utf-8")
 
@@ -56,11 +55,10 @@ def markdown(table: Sequence[Row]) -> List[str]:
     return ["| what | bar | found | met |", "| --- | --- | --- | --- |", *rows]
 
 
-def machine() -> str:
+def machine(slurm: str) -> str:
     """What was measured on and when, without any name."""
     cpu = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    slurm = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     return (
         f"{datetime.date.today():%Y-%m-%d}, {os.cpu_count()} x {cpu.group(1) if cpu else platform.machine()}, "
         f"{memory:.0f} GiB, Python {platform.python_version()}, {slurm}, simulated nodes on this one machine."

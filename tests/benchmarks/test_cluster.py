@@ -62,11 +62,11 @@ def test_page_holds_the_table_and_names_no_machine(
 ) -> None:
     monkeypatch.setattr(parts.page, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(parts.page, "PLOT", tmp_path / "plot.svg")
-    monkeypatch.setattr(parts.page, "machine", lambda: "2 x processor")
-    parts.page.write([parts.measure.Row("plan", "under 60 s", "70 s", False)], points(parts), 10)
+    monkeypatch.setattr(parts.page, "machine", lambda slurm: f"2 x processor, {slurm}")
+    parts.page.write([parts.measure.Row("plan", "under 60 s", "70 s", False)], points(parts), 10, "slurm 1")
     text = (tmp_path / "page.md").read_text()
     assert "| plan | under 60 s | 70 s | **no** |" in text
-    assert "2 x processor" in text
+    assert "2 x processor, slurm 1" in text
     plot = xml.etree.ElementTree.fromstring((tmp_path / "plot.svg").read_text())
     assert len(plot.findall("{http://www.w3.org/2000/svg}polyline")) >= 3
 
