@@ -39,10 +39,10 @@ class Point:
         return sum(self.rates)
 
 
-def make(login: LoginNode, nodes: int, images_per_node: int, number: int = 0) -> Point:
-    """A run of one task a node."""
+def make(login: LoginNode, purpose: str, nodes: int, images_per_node: int) -> Point:
+    """A run of one task a node; no other may have its purpose and its nodes."""
     images = nodes * images_per_node
-    name = f"scale-{nodes}x{images_per_node}-{number}"
+    name = f"{purpose}-on-{nodes}"
     prompts = login.prompts([f"picture {index}" for index in range(images)], f"{name}.txt")
     submission = login.submit(prompts, *SETTINGS, f"images_per_shard={images_per_node}")
     states = set(login.lab.wait(submission.job).values())
@@ -63,7 +63,8 @@ def make(login: LoginNode, nodes: int, images_per_node: int, number: int = 0) ->
 
 def two_against_one(login: LoginNode, images: int, repeats: int) -> Row:
     """The same work on one node and on two, in turns."""
-    pairs = [(make(login, 1, images, number), make(login, 2, images // 2, number)) for number in range(repeats)]
+    rounds = [f"shared-{number}" for number in range(repeats)]
+    pairs = [(make(login, name, 1, images), make(login, name, 2, images // 2)) for name in rounds]
     ratio = Measured([two.throughput / one.throughput for one, two in pairs])
     text = f"{ratio.text('x')}, {images} images of a second, start-up and all"
     return Row("two nodes against one, same work", "1.9x throughput", text, ratio.median >= BAR)
@@ -71,7 +72,7 @@ def two_against_one(login: LoginNode, images: int, repeats: int) -> Row:
 
 def curve(login: LoginNode, nodes: Sequence[int], images_per_node: int) -> List[Point]:
     """The same work for each node on ever more nodes."""
-    return [make(login, number, images_per_node) for number in nodes]
+    return [make(login, "curve", number, images_per_node) for number in nodes]
 
 
 def curve_table(points: Sequence[Point]) -> List[str]:
