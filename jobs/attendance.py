@@ -82,7 +82,7 @@ class Attendant:
     def update(self, **changes: object) -> None:
         """Note what has changed; it is written at most once a minute, but for what a reader waits for."""
         self.now = dataclasses.replace(self.now, **changes)  # type: ignore[arg-type]
-        if {"loading", "end"} & changes.keys() or self.is_due:
+        if {"shards", "loading", "end"} & changes.keys() or self.is_due:
             self._write()
 
     def leave(self, end: End, message: str = "") -> None:

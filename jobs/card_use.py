@@ -8,17 +8,39 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import threading
+import time
 from typing import Callable, Dict, Optional, Sequence, Tuple
 
 Tool = Callable[[Sequence[str]], Optional[str]]
 
 TOOL_SECONDS = 5.0
+LOOK_SECONDS = 50.0
 ROCM_TOOLS = ("hy-smi", "rocm-smi")
 # `--json` is often not JSON (commas are missing, units are within values), so it is searched and not parsed:
 #   "card0": {"HCU use (%)": "27.5"}      or, without --json,      HCU[0]  : HCU use (%): 27.5
 CARD_OR_USE = re.compile(r'"card(\d+)"|\b[GDH][PC]U\[(\d+)\]|\b[GDH][PC]U use \(%\)"?\s*:\s*"?\s*(\d+(?:\.\d+)?)')
 USE_COLUMN = re.compile(r"[GDH][PC]U%")
 NVIDIA = ("nvidia-smi", "--query-gpu=index,uuid,utilization.gpu", "--format=csv,noheader,nounits")
+
+
+class CardWatch:
+    """Looks at a card once a minute, beside the work: behind a batch it would always find the card idle.
+
+    A tool that hangs, as one does when the driver is gone, holds up this thread alone, and no longer than the process.
+    """
+
+    def __init__(self, card: str, tool: Optional[Tool] = None) -> None:
+        self.use: Optional[float] = None  # in per cent, as of the last look
+        self._card = card
+        self._tool = tool
+        if card:
+            threading.Thread(target=self._look, daemon=True).start()
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(LOOK_SECONDS)
+            self.use = sample(self._card, self._tool)
 
 
 def sample(card: str, tool: Optional[Tool] = None) -> Optional[float]:

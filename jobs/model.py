@@ -42,8 +42,8 @@ def load(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
 
     def generate(requests: Sequence[GenerationRequest]) -> List[Union[Picture, GenerationError]]:
         with naming_lack_of_memory(len(requests)):
-            attempted = zip(requests, pipeline.attempt(requests))
-            return [picture_or_second_try(request, each, pipeline, info) for request, each in attempted]
+            attempted = pipeline.attempt(requests)
+        return [picture_or_second_try(*each, pipeline, info) for each in zip(requests, attempted)]
 
     return generate, device
 
@@ -74,8 +74,11 @@ def picture_or_second_try(
     if pipeline.in_full_precision:
         return attempted
     log.warning("%s; trying float32", attempted)
-    with pipeline.in_float32():
-        (again,) = pipeline.attempt([request])
+    try:
+        with naming_lack_of_memory(1), pipeline.in_float32():
+            (again,) = pipeline.attempt([request])
+    except NoMemoryError as error:
+        return GenerationError(f"{attempted}; there is no memory to try it in float32: {error}")
     if isinstance(again, GenerationError):
         return GenerationError(f"{attempted}; in float32 too: {again}")
     return dataclasses.replace(to_picture(again, info), note=f"made in float32: {attempted}")

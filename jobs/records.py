@@ -26,6 +26,8 @@ from ldm.inference.spec import ImageRecord
 LAST_LINE_BYTES = 64 * 1024
 FLUSH_SECONDS = 1.0
 FLUSH_SHARE = 50
+LAST_LOOKS, LOOK_AGAIN_SECONDS = 5, 0.5
+SESSIONS_KEPT = 50  # apart; those before are summed up, so that the last line stays short
 ATTEMPTS = 3  # of a picture that fails, before it is left alone
 
 
@@ -105,9 +107,9 @@ class RecordBook:
         return [session.worker for session in new if session.worker != self._session.worker]
 
     def suspects(self) -> Set[int]:
-        """The pictures that other workers were at when they last wrote: some may have killed their worker."""
+        """The pictures that other workers were at when they last wrote, and that are not made: some may have killed."""
         others = [each for each in self.known.sessions if each.worker != self._session.worker]
-        return {index for session in others for index in session.trying}
+        return {index for session in others for index in session.trying} - self.known.images.keys()
 
     def begin(self, indices: Iterable[int]) -> None:
         """Note which pictures are being tried; at once where a worker has died here before."""
@@ -116,9 +118,18 @@ class RecordBook:
             self.flush(at_once=True)
 
     def leave(self) -> ShardSummary:
-        """Write all that is known; nothing is being tried any more."""
+        """Write all that is known; nothing is being tried any more.
+
+        Beside a companion it looks once more: the other may have read before this writing and written after it, and
+        has then taken the last of what was made here away.
+        """
         self._session = dataclasses.replace(self._session, trying=())
         summary = self.flush(at_once=True)
+        for _ in range(LAST_LOOKS if self.companions() else 0):
+            time.sleep(LOOK_AGAIN_SECONDS)
+            if read_records(self._path).images.keys() >= self._own.images.keys():
+                break
+            summary = self.flush(at_once=True)
         assert summary is not None  # for the type checker: at_once always writes
         return summary
 
@@ -207,8 +218,19 @@ def _merged(there: ShardRecords, own: ShardRecords, session: Session) -> ShardRe
     return ShardRecords(
         images=images,
         failures={index: failure for index, failure in failures.items() if index not in images},
-        sessions=(*others, session),
+        sessions=(*_summed_up(others), session),
     )
+
+
+def _summed_up(sessions: Tuple[Session, ...]) -> Tuple[Session, ...]:
+    """The latest sessions as they are, behind one that stands for all before them."""
+    old, new = sessions[: -SESSIONS_KEPT + 1], sessions[-SESSIONS_KEPT + 1 :]
+    if len(old) < 2:
+        return sessions
+    spent = sum(each.updated - each.started for each in old)
+    started = min(each.started for each in old)
+    made = sum(each.made for each in old)
+    return (Session("earlier sessions", old[-1].device, started, started + spent, made), *new)
 
 
 def _summary(shard: Shard, records: ShardRecords) -> ShardSummary:

@@ -7,6 +7,7 @@ SIGTERM and, KillWait later (30 s at most sites), SIGKILL; a warning (`--signal`
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections import deque
@@ -70,7 +71,7 @@ class Limits:
         now = self._clock()
         if self._pause_path is not None and now - self._looked >= PAUSE_LOOK_SECONDS:
             self._looked = now
-            if self._pause_path.exists():
+            if os.path.lexists(self._pause_path):  # does not raise where a server is away for a moment
                 raise Halt(End.PAUSED, f"{self._pause_path} is there")
         needed = BATCHES_LEFT * max(self._recent, default=0.0) + LEAVING_SECONDS
         if self._deadline is not None and self._recent and now + needed > self._deadline:
@@ -90,6 +91,8 @@ class Limits:
         """Around what costs only its time: inside, a signal raises Halt, unless it is a batch that is nearly done."""
         self._begun = self._clock()
         try:
+            if self._told is not None:  # a signal that came before the line above found nothing to drop
+                raise self._told
             yield
         finally:
             self._begun = None
@@ -109,11 +112,11 @@ class Limits:
                 signal.signal(number, signal.SIG_IGN if number in WARNINGS else handler)
 
     def _take(self, number: int, frame: Optional[FrameType]) -> None:
-        end = SIGNALS[number]
-        self._told = Halt(end, f"{signal.Signals(number).name} came")
+        if self._told is None:  # the first says why: who was told to stop does not go on because a warning follows
+            self._told = Halt(SIGNALS[number], f"{signal.Signals(number).name} came")
         if self._begun is None:
             return
-        allowed = TOLD_SECONDS if end is End.TOLD_TO_STOP else WARNED_SECONDS
+        allowed = TOLD_SECONDS if SIGNALS[number] is End.TOLD_TO_STOP else WARNED_SECONDS
         expected = max(self._recent, default=float("inf")) - (self._clock() - self._begun)
         if expected > allowed:
             raise self._told

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Callable, List, Mapping, MutableMapping, Optional, Sequence, Tuple
 
 from jobs.attendance import Attendant, End, attend
-from jobs.card_use import sample
+from jobs.card_use import CardWatch
 from jobs.config import Settings, read_settings
 from jobs.kernel_cache import kernel_cache
 from jobs.pack import finish_shard
@@ -91,7 +91,9 @@ def _work_on(
         with limits.droppable():
             generate, device = load_generate(info, spec)
         attendant.update(device=device, loading=time.time() - attendant.now.started)
-        worker = Worker(attendant.now.worker, device, spec.batch_size, beat=_beat(attendant))
+        planned = info.settings.spec.batch_size
+        room = min(planned, spec.batch_size)
+        worker = Worker(attendant.now.worker, device, planned, beat=_beat(attendant), room=room)
         failed = 0
         for shard in todo:
             failed += run_shard(run.shard(shard), run, generate, worker, limits).failed
@@ -119,11 +121,11 @@ def _halted(halt: Halt, attendant: Attendant, limits: Limits) -> int:
 
 def _beat(attendant: Attendant) -> Callable[[int, int], None]:
     """What a worker calls behind each batch with the pictures made and failed in it."""
+    watch = CardWatch(attendant.now.card)
 
     def beat(made: int, failed: int) -> None:
         now = attendant.now
-        usage = sample(now.card) if attendant.is_due else now.usage
-        attendant.update(made=now.made + made, failed=now.failed + failed, usage=usage)
+        attendant.update(made=now.made + made, failed=now.failed + failed, usage=watch.use)
 
     return beat
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Container, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
@@ -45,18 +45,16 @@ Outcome = Tuple[PlannedImage, Union[Picture, SdbatchError]]
 class Worker:
     """Who makes the pictures, as it is written into records, and how many at a time.
 
-    `room` is how many of a batch fit into the memory at once; it shrinks when they do not. `beat` is called behind each
-    batch with the numbers of pictures made and failed in it.
+    `batch_size` is the plan's, by which batches are told apart; `room` is how many of one are sampled at once: all
+    where it is None, fewer where the user says so, and it shrinks when the memory is too small. `beat` is called behind
+    each batch with the numbers of pictures made and failed in it.
     """
 
     name: str
     device: str
     batch_size: int
     beat: Callable[[int, int], None] = lambda made, failed: None
-    room: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.room = self.batch_size
+    room: Optional[int] = None
 
 
 def run_shard(
@@ -95,7 +93,7 @@ def _make(
     limits: Limits,
 ) -> None:
     while waiting:
-        batch = waiting.pop(_next(book, worker))
+        batch = _next(waiting, book, worker)
         missing = {image.index for image in batch if not is_settled(image, run, book)}
         if not missing:
             continue
@@ -137,9 +135,13 @@ def _to_make(batch: Sequence[PlannedImage], missing: Container[int], book: Recor
     return left if all(image.index in book.known.failures for image in left) else list(batch)
 
 
-def _next(book: RecordBook, worker: Worker) -> int:
-    """Which of the waiting batches is next: of two workers one comes from the end, so that they meet and not race."""
-    return -1 if any(name < worker.name for name in book.companions()) else 0
+def _next(waiting: List[List[PlannedImage]], book: RecordBook, worker: Worker) -> List[PlannedImage]:
+    """Take the next of the waiting batches. Of two workers one comes from the end, so that they meet and not race."""
+    if not any(name < worker.name for name in book.companions()):
+        return waiting.pop(0)
+    suspects = book.suspects()
+    trusted = [number for number, batch in enumerate(waiting) if not suspects.intersection(i.index for i in batch)]
+    return waiting.pop(trusted[-1] if trusted else -1)
 
 
 def missing_images(shard: Shard, run: RunDir, book: RecordBook) -> List[PlannedImage]:
@@ -181,7 +183,7 @@ def sweep_shard(shard: Shard, run: RunDir) -> None:
 def _outcomes(batch: Sequence[PlannedImage], generate: Generate, worker: Worker) -> List[Outcome]:
     outcomes: List[Outcome] = []
     while len(outcomes) < len(batch):
-        outcomes += _attempt(batch[len(outcomes) :][: worker.room], generate, worker)
+        outcomes += _attempt(batch[len(outcomes) :][: worker.room or len(batch)], generate, worker)
     return outcomes
 
 

@@ -153,6 +153,19 @@ def test_a_picture_that_overflows_in_float32_too_fails_with_both_reasons(prepare
     assert re.search(r"NaN in torch.bfloat16; in float32 too: .*NaN in torch.float32", str(failure))
 
 
+def test_without_memory_for_float32_the_picture_fails_for_its_own_reason(prepared, half, monkeypatch):
+    (attempted,) = half.attempt([small_request()])
+
+    def full(requests, on_step=None):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(half, "attempt", full)
+    failure = picture_or_second_try(small_request(), attempted, half, prepared.info)
+    assert isinstance(failure, GenerationError)
+    assert re.search(r"NaN in bfloat16; there is no memory to try it in float32: CUDA out of memory", str(failure))
+    assert not half.in_full_precision
+
+
 def test_torchs_lack_of_memory_is_named_whatever_torch_calls_it():
     with pytest.raises(NoMemoryError, match=r"fewer at once may fit"), naming_lack_of_memory(4):
         torch.empty(1 << 60)

@@ -285,4 +285,34 @@ def test_who_tries_what_is_there_once_a_worker_has_died_here(path):
     second.begin([2])
     assert {session.worker: session.trying for session in read_records(path).sessions} == {"one": (0, 1), "two": (2,)}
     second.leave()
-    assert book(path, "three").suspects() == {0, 1}
+    third = book(path, "three")
+    assert third.suspects() == {0, 1}
+    third.add(record(0))
+    third.flush(at_once=True)
+    assert third.suspects() == {1}, "what is made has killed nobody"
+
+
+def test_what_a_companion_takes_away_with_its_last_writing_is_written_again(path, monkeypatch):
+    """It read before this one wrote, and writes after it, and is gone."""
+    first, other = book(path), book(path, "two")
+    other.add(record(1))
+    other.flush(at_once=True)
+    before = path.read_bytes()
+    first.add(record(0))
+    first.flush(at_once=True)
+    monkeypatch.setattr("jobs.records.time.sleep", lambda seconds: path.write_bytes(before))
+    monkeypatch.setattr("jobs.records.LAST_LOOKS", 1)
+    first.leave()
+    assert sorted(read_records(path).images) == [0, 1]
+
+
+def test_the_last_line_stays_short_however_often_a_shard_was_begun(path):
+    for number in range(600):
+        writing = book(path, f"dcu{number % 7}/12345_678/{number}")
+        writing.begin(range(3))
+        writing.flush(at_once=True)
+    summary = read_summary(path)
+    assert len(summary.sessions) <= 51
+    assert summary.sessions[0].worker == "earlier sessions"
+    spent = [each.updated - each.started for each in summary.sessions]
+    assert sum(spent) == pytest.approx(600 * spent[-1], rel=0.01), "no time is lost"

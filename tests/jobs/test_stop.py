@@ -131,3 +131,20 @@ def test_a_warning_that_comes_once_the_work_is_over_ends_nothing():
         pass
     os.kill(os.getpid(), signal.SIGUSR2)
     assert signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
+
+
+def test_who_was_told_to_stop_does_not_go_on_because_a_warning_follows():
+    limits = Limits()
+    with limits.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert halted(limits).end is End.TOLD_TO_STOP
+
+
+def test_a_signal_between_the_check_and_the_batch_keeps_the_batch_from_beginning():
+    limits = Limits()
+    with limits.listening():
+        limits.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Halt), limits.batch():
+            raise AssertionError("the batch began")

@@ -161,6 +161,12 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_worker_remembers(run):
     assert files(run) == expected(run)
 
 
+def test_who_samples_fewer_at_once_than_was_planned_cuts_the_same_batches(run):
+    model = FakeModel()
+    run_shard(run.shard(0), run, model, Worker("one", "fake", batch_size=4, room=3))
+    assert [len(batch) for batch in model.batches] == [3, 1, 2]
+
+
 def test_a_picture_that_does_not_fit_alone_fails_with_that_reason(run):
     def none(requests):
         raise NoMemoryError("out of memory; smaller pictures are needed")
