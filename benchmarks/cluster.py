@@ -1,10 +1,10 @@
 """What the batch system costs beside making pictures, and how it scales, on a private Slurm cluster started here.
 
-    python benchmarks/cluster.py [--full] [--only PART ...]
+    python benchmarks/cluster.py [--full] [--only PART ...] [--chaos FILE ...]
 
 Quick and small without --full, to see that all of it works: a minute or two, and too small to judge. With --full, most
 of an hour on an idle machine: a million rows, 100,000 images, 64 simulated nodes; it writes docs/benchmarks-cluster.md
-and its plot. Status 1 where a bar is missed.
+and its plot, with a row of what chaos.py --json has found if told where. Status 1 where a bar is missed.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ def main() -> int:
             slurm = lab.output("sbatch", "--version").strip()
     if points:
         print("\n".join(scaling.curve_table(points)))
+    if options.chaos:
+        table.append(page.chaos_row(options.chaos))
     if options.full and not options.only:
         page.write(table, points, sizes.images_per_node, slurm)
         print(f"wrote {page.PAGE} and {page.PLOT}")
@@ -78,6 +80,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the sizes that count, and write the page")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--chaos", type=Path, nargs="+", metavar="FILE", help="what chaos.py --json has written")
     return parser.parse_args()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
 import os
 import platform
 import re
+from collections import Counter
 from pathlib import Path
 from typing import List, Sequence
 
@@ -46,6 +48,23 @@ def write(table: Sequence[Row], points: Sequence[Point], images_per_node: int, s
     lines = [INTRODUCTION.format(machine=machine(slurm)), *markdown(table), explained + "\n".join(curve_table(points))]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     PLOT.write_text(svg(points), encoding="utf-8")
+
+
+def chaos_row(files: Sequence[Path]) -> Row:
+    """What `benchmarks/chaos.py --json FILE` has found, with one seed each."""
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    events: Counter[str] = sum((Counter(each["events"]) for each in found), Counter())
+    minutes = min(each["seconds"]["disturbed"] for each in found) // 60
+    runs, faults = (sum(len(each[key]) for each in found) for key in ("runs", "faults"))
+    listed = ", ".join(f"{name} {times}" for name, times in events.most_common())
+    first = found[0]
+    return Row(
+        f"chaos: {first['images']:,} images on {first['nodes']} nodes, at least 15 min, three seeds",
+        "each once, byte-equal, no partial file, no lost record",
+        f"{len(found)} seeds of {minutes} min, {runs} runs with {first['model']}: {sum(events.values())} events "
+        f"({listed}); {faults} faults",
+        not faults,
+    )
 
 
 def markdown(table: Sequence[Row]) -> List[str]:
