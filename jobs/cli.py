@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
 import sys
 from typing import Sequence
 
@@ -23,6 +25,9 @@ def main(words: Sequence[str]) -> int:
     except SdbatchError as error:
         print(f"jobs: error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it once more at its end
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("jobs: interrupted; the same command goes on with what is missing", file=sys.stderr)
         return 130

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import logging
 import os
+import random
 import re
 import subprocess
 import time
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 RunCommand = Callable[[Sequence[str]], str]
 
-COMMAND_SECONDS = 60
+COMMAND_SECONDS, FORECAST_SECONDS = 60, 10
 # A controller that hundreds of tasks ask at once answers some of them late: how long to wait before each further try.
 RETRY_SECONDS = (2.0, 10.0, 30.0)
 KEPT_VARIABLES = ("SLURM_CONF",)
@@ -52,24 +53,24 @@ def expected_start(directives: Mapping[str, str]) -> Optional[str]:
     flags = [f"--{key}={value}" if value else f"--{key}" for key, value in directives.items()]
     try:
         with outside_any_job():
-            said = _completed(["sbatch", "--test-only", *flags, "--wrap=true"]).stderr.decode("utf-8", "replace")
+            said = _completed(["sbatch", "--test-only", *flags, "--wrap=true"], FORECAST_SECONDS).stderr
     except SchedulerError:
         return None
-    found = re.search(r"to start at (\S+)", said)
+    found = re.search(r"to start at (\S+)", said.decode("utf-8", "replace"))
     return found.group(1) if found else None
 
 
-def _completed(command: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
+def _completed(command: Sequence[str], seconds: float = COMMAND_SECONDS) -> subprocess.CompletedProcess[bytes]:
     try:
         # With Python's own SIGPIPE, which is ignored, a command that munge hung up on, as it does on one that a busy
         # machine leaves without processor for 2 s, tries again; with the usual one it would die without a word.
         done = subprocess.run(
-            list(command), capture_output=True, timeout=COMMAND_SECONDS, check=False, restore_signals=False
+            list(command), capture_output=True, timeout=seconds, check=False, restore_signals=False
         )
     except FileNotFoundError as error:
         raise NotInstalledError(f"{command[0]} is not here: load the site's Slurm, or use cluster=local") from error
     except subprocess.TimeoutExpired as error:
-        raise SchedulerError(f"{command[0]} gave no answer within {COMMAND_SECONDS} s") from error
+        raise SchedulerError(f"{command[0]} gave no answer within {seconds} s") from error
     if done.returncode:
         raise SchedulerError(f"{' '.join(command)}: {' '.join(done.stderr.decode('utf-8', 'replace').split())}")
     return done
@@ -115,11 +116,18 @@ def job_end(environ: Mapping[str, str], run: RunCommand = run_command) -> Option
     if environ.get("SLURM_JOB_END_TIME", "").isdigit():
         return float(environ["SLURM_JOB_END_TIME"])
     try:
-        found = END_TIME.search(run(["scontrol", "show", "job", "-d", job]))
-        return datetime.datetime.strptime(found.group(1), "%Y-%m-%dT%H:%M:%S").timestamp() if found else None
+        found = END_TIME.search(_insist(run, ["scontrol", "show", "job", "-d", job]))
     except SchedulerError as error:
         log.warning("the end of this job's time is not known: %s", error)
         return None
+    return _timestamp(found.group(1)) if found else None
+
+
+def _timestamp(text: str) -> float:
+    """Local time as Slurm writes it, in seconds since 1970; of an hour that a clock shows twice, the one to come."""
+    then = datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%S")
+    first = then.timestamp()
+    return first if first > time.time() else then.replace(fold=1).timestamp()
 
 
 def remembering(run: RunCommand) -> RunCommand:
@@ -141,16 +149,17 @@ def _insist(run: RunCommand, command: Sequence[str]) -> str:
         except NotInstalledError:
             raise
         except SchedulerError as error:
-            log.warning("trying again in %.0f s: %s", seconds, error)
-            time.sleep(seconds)
+            log.warning("trying again in about %.0f s: %s", seconds, error)
+            time.sleep(seconds * random.uniform(0.5, 1.5))  # not all of an array at once
     return run(command)
 
 
 def job_of(environ: Mapping[str, str]) -> Optional[str]:
-    """The job of this process as scontrol takes it; an array's last task has the number of the whole array."""
-    if "SLURM_ARRAY_JOB_ID" in environ and "SLURM_ARRAY_TASK_ID" in environ:
-        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
-    return environ.get("SLURM_JOB_ID")
+    """The job of this process as scontrol takes it. An array's last task has the number of the whole array, of which
+    the controller would tell everything.
+    """
+    job, array = environ.get("SLURM_JOB_ID"), environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{environ.get('SLURM_ARRAY_TASK_ID')}" if job is not None and job == array else job
 
 
 def parse_card_lines(text: str, gres: Optional[str] = None) -> List[Tuple[str, List[str]]]:

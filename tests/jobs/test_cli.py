@@ -226,3 +226,24 @@ def test_a_warning_before_the_worker_listens_puts_the_job_back(monkeypatch):
         signal.signal(signal.SIGUSR2, before)
         signal.signal(signal.SIGUSR1, before)
     assert ended.value.code == 75
+
+
+def test_a_paused_run_is_not_started_without_a_word(tmp_path):
+    write_prompts(tmp_path)
+    run = jobs("plan", "prompts.txt", *REHEARSE, cwd=tmp_path).stdout.strip()
+    assert jobs("pause", run, cwd=tmp_path).returncode == 0
+    done = jobs("submit", "prompts.txt", *REHEARSE, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"the run is paused; python -m jobs resume {run} goes on" in done.stderr
+    assert jobs("resume", run, cwd=tmp_path).returncode == 0
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_traceback(tmp_path):
+    write_prompts(tmp_path)
+    command = [sys.executable, "-m", "jobs", "render", "prompts.txt", *REHEARSE, "cluster=scnet-dcu"]
+    environ = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
+        done.stdout.close()
+        said = done.stderr.read().decode()
+        assert done.wait() == 141
+    assert "Traceback" not in said

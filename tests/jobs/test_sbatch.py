@@ -140,7 +140,7 @@ def test_a_folder_that_nodes_may_not_see_is_told(caplog):
 class Bash:
     """Runs a rendered job as Slurm would, with a stand-in for srun that notes its words and ends as it is told."""
 
-    def __init__(self, folder: Path, status: int = 0) -> None:
+    def __init__(self, folder: Path, status: int = 0, restarts: int = 0) -> None:
         self.folder = folder
         self.noted = folder / "noted.json"
         script = f"""#!{sys.executable}
@@ -151,7 +151,10 @@ sys.exit({status})
         (folder / "bin").mkdir()
         (folder / "bin" / "srun").write_text(script)
         (folder / "bin" / "srun").chmod(0o755)
-        (folder / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(folder / "scontrol"))}\n')
+        asked = shlex.quote(str(folder / "scontrol"))
+        (folder / "bin" / "scontrol").write_text(
+            f'#!/bin/sh\necho "$@" >> {asked}\n[ "$1" != show ] || echo "   Requeue=1 Restarts={restarts} BatchFlag=1"\n'
+        )
         (folder / "bin" / "scontrol").chmod(0o755)
 
     def run(self, text: str, task: int = 3) -> subprocess.CompletedProcess[str]:
@@ -187,13 +190,23 @@ def test_the_exit_status_of_the_work_is_that_of_the_job(tmp_path, status):
 def test_a_job_whose_time_was_up_puts_itself_back_into_the_queue(tmp_path, status):
     done = Bash(tmp_path, status).run(job(tmp_path))
     assert done.returncode == 75
-    assert (tmp_path / "scontrol").read_text() == "requeue 12_3\n"
+    assert (tmp_path / "scontrol").read_text() == "show job 12_3\nrequeue 12_3\n"
     assert "job 12_3 goes on from the queue" in done.stderr
+
+
+def test_a_job_that_runs_elsewhere_by_now_is_left_alone(tmp_path):
+    """Its node was given up and its own processes lived on: putting it back would end its successor."""
+    done = Bash(tmp_path, 75, restarts=1).run(job(tmp_path))
+    assert done.returncode == 75
+    assert (tmp_path / "scontrol").read_text() == "show job 12_3\n"
+    assert "job 12_3 has been started again elsewhere" in done.stderr
 
 
 @pytest.mark.parametrize("word", ["requeue=false", "cluster.requeue=false"])
 def test_where_jobs_may_not_requeue_none_tries(tmp_path, word):
-    assert Bash(tmp_path, 75).run(job(tmp_path, word)).returncode == 75
+    done = Bash(tmp_path, 75).run(job(tmp_path, word))
+    assert done.returncode == 75
+    assert f"the time was up; where no further job waits: python -m jobs resume {tmp_path}" in done.stderr
     assert not (tmp_path / "scontrol").exists()
 
 
