@@ -13,7 +13,7 @@ import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Type, TypeVar, Union
 
 from jobs.spec import HOW, ClusterProfile, JobSpec
 from ldm.errors import ConfigError
@@ -78,10 +78,9 @@ def build(kind: Type[T], values: Iterable[Value], base: Optional[T] = None) -> T
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    tree = OmegaConf.structured(kind)
-    OmegaConf.set_readonly(tree, False)
-    inherited: List[Value] = [(key, value, "") for key, value in vars(base).items()] if base else []
-    for key, value, where in [*inherited, *values]:
+    tree = _tree(kind)
+    given: Set[str] = set()
+    for key, value, where in values:
         refuse_unknown(key, _fields(kind), "key")
         value = _without_words_of_yaml(kind, key, value, where)
         try:
@@ -91,9 +90,20 @@ def build(kind: Type[T], values: Iterable[Value], base: Optional[T] = None) -> T
             raise ConfigError(
                 f"{key} must be {_kind_name(kind, key)}, got {value!r}{where and f' ({where})'}"
             ) from error
+        given.add(key)
     # Not to_object: a text of three question marks is a text here, and would be a value that is missing there.
-    values_of = typing.cast(Dict[str, Any], OmegaConf.to_container(tree, resolve=True))
-    return kind(**values_of)
+    converted = typing.cast(Dict[str, Any], OmegaConf.to_container(tree, resolve=True)) if given else {}
+    return kind(**{**(vars(base) if base else {}), **{key: converted[key] for key in given}})
+
+
+@functools.lru_cache(maxsize=None)
+def _tree(kind: Any) -> Any:
+    """OmegaConf's view of a kind's types. It is slow to make, and its values are read only behind being set."""
+    from omegaconf import OmegaConf
+
+    tree = OmegaConf.structured(kind)
+    OmegaConf.set_readonly(tree, False)
+    return tree
 
 
 def _without_words_of_yaml(kind: type, key: str, value: Any, where: str) -> Any:
