@@ -78,7 +78,7 @@ def build(kind: Type[T], values: Iterable[Value], base: Optional[T] = None) -> T
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    tree = _tree(kind)
+    tree = _tree(kind.__name__)
     given: Set[str] = set()
     for key, value, where in values:
         refuse_unknown(key, _fields(kind), "key")
@@ -97,11 +97,11 @@ def build(kind: Type[T], values: Iterable[Value], base: Optional[T] = None) -> T
 
 
 @functools.lru_cache(maxsize=None)
-def _tree(kind: Any) -> Any:
+def _tree(name: str) -> Any:
     """OmegaConf's view of a kind's types. It is slow to make, and its values are read only behind being set."""
     from omegaconf import OmegaConf
 
-    tree = OmegaConf.structured(kind)
+    tree = OmegaConf.structured({kind.__name__: kind for kind in (JobSpec, ClusterProfile)}[name])
     OmegaConf.set_readonly(tree, False)
     return tree
 
