@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Callable, Iterator, List
@@ -14,7 +15,7 @@ from jobs.prepare import name_from, prepare_run
 from jobs.queue import live_jobs
 from jobs.rundir import RunDir, RunInfo
 from jobs.sizing import estimate
-from jobs.speed import measured
+from jobs.speed import kind_of, measured
 from ldm.errors import RunError
 from ldm.inference.prompts import count_prompts
 
@@ -30,7 +31,7 @@ def probe(prompts: Path, settings: Settings, task: Callable[[List[str]], None]) 
     The run stays: `submit` finds it and sizes its shards after it. Raises RunError if no picture comes of it.
     """
     spec = settings.spec
-    name = f"probe-{spec.name or name_from(prompts)}"
+    name = f"probe-{spec.name or name_from(prompts)}-{_place(settings)}"
     pictures = BATCHES * spec.batch_size
     own = dataclasses.replace(
         spec, name=name, cards=1, images_per_shard=pictures, output="folder", post=[], mail=None, webhook=None
@@ -39,7 +40,7 @@ def probe(prompts: Path, settings: Settings, task: Callable[[List[str]], None]) 
     run, info = prepared.run, prepared.info
     if missing_shards(run, info):
         _make(run, info, Settings(own, settings.profile), task)
-    speed = measured(run)
+    speed = measured(run, kind_of(settings))
     if speed is None:
         raise RunError(f"the probe made no picture; see python -m jobs logs {run.path} --failed")
     yield f"{speed.seconds_per_image:.3g} s an image, {speed.loading:.1f} s until the first could begin, {speed.source}"
@@ -47,6 +48,14 @@ def probe(prompts: Path, settings: Settings, task: Callable[[List[str]], None]) 
     expected = estimate(images, [(0,)], images, spec, settings.profile, speed)
     cost = "" if expected.cost is None else f", {expected.cost:.2f} {settings.profile.currency}".rstrip()
     yield f"all {images} pictures: about {expected.card_hours:.2f} card-hours{cost}"
+
+
+def _place(settings: Settings) -> str:
+    """Where the probe is made, as a part of its name: one made elsewhere, or on other cards, is another."""
+    profile, device = settings.profile, settings.spec.device
+    cluster = re.sub(r"\.ya?ml$", "", Path(settings.spec.cluster).name)
+    words = [cluster, profile.partition, profile.gres, None if device == "auto" else device]
+    return re.sub(r"[^\w.+-]+", "-", "-".join(word for word in words if word))
 
 
 def _make(run: RunDir, info: RunInfo, settings: Settings, task: Callable[[List[str]], None]) -> None:

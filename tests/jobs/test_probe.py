@@ -41,6 +41,26 @@ def test_a_second_one_makes_nothing(tmp_path, probed):
     assert again.stdout == probed.stdout
 
 
+def test_a_probe_elsewhere_is_another_and_is_sized_by_its_own_card(tmp_path, probed):
+    """The device stands for a cluster, which this machine has not."""
+    again = jobs("probe", "prompts.txt", *WORDS, "device=cpu", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    names = sorted(run.name[: -len("-20240223")] for run in (tmp_path / "outputs").iterdir())
+    assert names == ["probe-prompts-local", "probe-prompts-local-cpu"]
+    assert "/probe-prompts-local-cpu-" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["cluster=scnet-dcu"], "scnet-dcu-kshdtest-dcu"),
+        (["cluster=scnet-dcu", "cluster.gres=gpu:a100", "cluster.partition=a b"], "scnet-dcu-a-b-gpu-a100"),
+    ],
+)
+def test_where_a_probe_is_made_is_in_its_name(words, expected):
+    assert probe._place(read_settings(words)) == expected
+
+
 def test_submit_sizes_its_shards_after_it(tmp_path, probed):
     """0.03 s a picture: all fifty are less than a quarter of an hour."""
     run = jobs("plan", "prompts.txt", *WORDS, "task_min=1", cwd=tmp_path).stdout.strip()
