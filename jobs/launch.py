@@ -5,26 +5,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import json
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from jobs.advice import site_advice
 from jobs.config import Settings
 from jobs.pictures import is_complete
 from jobs.plan import index_ranges
-from jobs.reading import reading
+from jobs.reading import is_there, reading
 from jobs.rundir import RunDir, RunInfo
-from jobs.sbatch import directives, render_after, setup_blocks, worker_words
-from jobs.sizing import arrays_of
-from jobs.slurm import NotInstalledError, outside_any_job, run_command, submit_array, submitit_parameters
+from jobs.sbatch import directives, setup_blocks, worker_words
+from jobs.sizing import arrays_of, with_cards_for
+from jobs.slurm import NotInstalledError, run_command, submit_array, submitit_parameters
 from jobs.spec import POST_STEPS, JobSpec
+from jobs.speed import kind_of
 from ldm.errors import SchedulerError
 from ldm.inference.files import naming, sweep, write_atomically
 from ldm.inference.models import PROJECT_ROOT
@@ -32,6 +35,8 @@ from ldm.inference.models import PROJECT_ROOT
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.3
+BEGUN = "begun.json"  # in a folder of logs: what is being submitted, until submissions.jsonl tells of it
+SCRIPT = re.compile(r"\d+_submission\.sh")  # what submitit leaves there once Slurm has taken the array
 # Independent processes: one that fails must not end the others, whatever the site has set. What the setup exported
 # reaches them also where the job was submitted with --export=NONE, which srun would take over.
 SRUN_ARGUMENTS = ("--kill-on-bad-exit=0", "--wait=0", "--export=ALL")
@@ -61,37 +66,51 @@ class Order:
     exclude: Tuple[str, ...] = ()
 
 
+def asked_of_slurm(run: RunDir, settings: Settings, order: Order) -> Dict[str, str]:
+    """The directives of the arrays of an order, without what makes them arrays."""
+    spec = with_cards_for(settings.spec, len(order.shards))
+    spec = dataclasses.replace(spec, mail=None) if after_steps(spec) else spec
+    asked = directives(run, Settings(spec, settings.profile))
+    if order.exclude:
+        asked["exclude"] = ",".join(filter(None, [asked.get("exclude"), *order.exclude]))
+    return asked
+
+
 def submit_to_slurm(
     run: RunDir, settings: Settings, order: Order, task: Callable[[List[str]], None]
 ) -> List[ArrayTask]:
-    """Submit arrays that make the shards of an order, in their order, and what is to come behind them.
+    """Submit arrays that make the shards of an order, in their order; the tasks of each array and of each of its links.
 
-    `task` runs in the job; it is given the words of a command line.
+    `task` runs in the job; it is given the words of a command line. SchedulerError names what is in the queue already.
     """
-    spec = dataclasses.replace(settings.spec, cards=min(settings.spec.cards, len(order.shards)))
+    spec, profile = with_cards_for(settings.spec, len(order.shards)), settings.profile
     if spec.cards < settings.spec.cards:
         log.warning("%d cards a task were asked for, and %d are asked of Slurm: there are no more shards to make",
                     settings.spec.cards, spec.cards)  # fmt: skip
-    profile, steps = settings.profile, after_steps(spec)
-    own = Settings(dataclasses.replace(spec, mail=None) if steps else spec, profile)
-    asked = directives(run, own)
-    if order.exclude:
-        asked["exclude"] = ",".join(filter(None, [asked.get("exclude"), *order.exclude]))
+    asked = asked_of_slurm(run, settings, order)
     arrays = arrays_of(order.shards, order.per_process, spec, profile)
     tasks: List[ArrayTask] = []
-    last: List[str] = []
-    for elements in arrays:
-        before: Optional[str] = None
-        for _ in range(order.links):
-            behind = {} if before is None else {"dependency": f"afterany:{before}"}
+    try:
+        for elements in arrays:
             parallel = _parallel_tasks(spec.max_parallel, len(arrays)) or len(elements)
-            submitted = _submit(run, own, elements, {**asked, **behind}, parallel, task)
-            before = submitted[0].job.partition("_")[0]
-            tasks += submitted
-        last.append(str(before))
-    if steps:
-        submit_after(run, Settings(spec, profile), steps, last)
+            behind: Dict[str, str] = {}
+            for _ in range(order.links):
+                submitted = _submit(run, Settings(spec, profile), elements, {**asked, **behind}, parallel, task)
+                behind = {"dependency": f"afterany:{number_of(submitted[0])}"}
+                tasks += submitted
+    except SchedulerError as error:
+        if tasks:
+            raise SchedulerError(
+                f"{error}; {' '.join(dict.fromkeys(map(number_of, tasks)))} are in the queue and stay there: "
+                f"python -m jobs resume {shlex.quote(str(run.path))} submits the rest"
+            ) from error
+        raise
     return tasks
+
+
+def number_of(task: ArrayTask) -> str:
+    """The number that all tasks of an array share."""
+    return task.job.partition("_")[0]
 
 
 def _submit(
@@ -103,7 +122,9 @@ def _submit(
     task: Callable[[List[str]], None],
 ) -> List[ArrayTask]:
     """Submit one array, whose files lie in a folder of its own."""
-    folder = _log_folder(run)
+    folder = log_folder(run)
+    begun = {"cards": settings.spec.cards, "elements": elements, "kind": dataclasses.asdict(kind_of(settings))}
+    write_atomically(folder / BEGUN, json.dumps(begun).encode("utf-8"))
     parameters = {
         **submitit_parameters(asked, settings.profile.omit),
         "array_parallelism": parallel,
@@ -113,16 +134,39 @@ def _submit(
     words = [(_work_words(run, settings, element),) for element in elements]
     python = shlex.quote(settings.profile.python or sys.executable)
     try:
-        jobs = submit_array(task, words, folder, parameters, python)
+        submit_array(task, words, folder, parameters, python)
     except NotInstalledError:
         raise
     except SchedulerError as error:
         advice = site_advice(str(error), settings.profile, run_command)
         raise SchedulerError(f"{error}{advice and f'; {advice}'}") from error
-    submitted = [_array_task(folder.name, job, element, settings.spec.cards) for job, element in zip(jobs, elements)]
-    script = folder / f"{jobs[0].partition('_')[0]}_submission.sh"
-    _note(run, "slurm", submitted, script.read_text(encoding="utf-8"))
-    return submitted
+    return _note_begun(run, folder)
+
+
+def note_forgotten(run: RunDir) -> None:
+    """Note the arrays that Slurm took from a process which was killed before it could note them."""
+    noted = {log.partition("/")[0] for line in run.submissions() for task in line["tasks"] for log in task["logs"]}
+    with reading(run.logs):
+        names = os.listdir(run.logs) if run.logs.is_dir() else []
+    for name in sorted(filter(str.isdigit, names)):
+        if name not in noted and is_there(run.logs / name / BEGUN):
+            for task in _note_begun(run, run.logs / name)[:1]:
+                log.info("array %s was submitted for this run, and is noted now", number_of(task))
+
+
+def _note_begun(run: RunDir, folder: Path) -> List[ArrayTask]:
+    """Note the array that a folder of logs is of, as submitit left its script there; [] if Slurm did not take it."""
+    with reading(folder):
+        scripts = [name for name in os.listdir(folder) if SCRIPT.fullmatch(name)]
+        if not scripts:
+            return []
+        begun = json.loads((folder / BEGUN).read_bytes())
+        text = (folder / scripts[0]).read_text(encoding="utf-8")
+    job, elements = scripts[0].partition("_")[0], [tuple(element) for element in begun["elements"]]
+    ids = [job] if len(elements) == 1 else [f"{job}_{number}" for number in range(len(elements))]
+    tasks = [_array_task(folder.name, *each, begun["cards"]) for each in zip(ids, elements)]
+    note(run, "slurm", tasks, text, begun["kind"])
+    return tasks
 
 
 def after_steps(spec: JobSpec) -> List[str]:
@@ -130,34 +174,17 @@ def after_steps(spec: JobSpec) -> List[str]:
     return [*(step for step in POST_STEPS if step in spec.post), *(["notify"] if spec.webhook else [])]
 
 
-def submit_after(run: RunDir, settings: Settings, steps: Sequence[str], jobs: Sequence[str]) -> str:
-    """Submit one job of one core for `steps` that begins once `jobs` have ended, however; its number."""
-    folder = _log_folder(run)
-    with naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    script = folder / "after.sbatch"
-    text = render_after(run, settings, steps, f"afterany:{':'.join(jobs)}", folder / "after.log")
-    write_atomically(script, text.encode("utf-8"))
-    with outside_any_job():
-        job = run_command(["sbatch", "--parsable", str(script)]).strip().partition(";")[0]
-    _note(run, "slurm", [ArrayTask(job, (), (f"{folder.name}/after.log",))], text)
-    log.info("behind the last picture: %s, as job %s", ", ".join(steps), job)
-    return job
-
-
-def _log_folder(run: RunDir) -> Path:
-    """A folder below logs/ for what the next submission leaves: no folder has more than one array's files."""
-    return run.logs / f"{len(run.submissions()) + 1:03}"
-
-
-def after_here(run: RunDir, spec: JobSpec) -> int:
-    """Do what comes behind the last picture in this process; the worst exit status."""
-    from jobs.cli import main
-
-    words = [[step, str(run.path)] for step in after_steps(spec) if step != "notify"]
-    if spec.webhook:
-        words.append(["notify", str(run.path), f"webhook={spec.webhook}"])
-    return max((main(each) for each in words), default=0)
+def log_folder(run: RunDir) -> Path:
+    """A new folder below logs/ for what the next submission leaves: none has more than one array's files."""
+    number = len(run.submissions())
+    with naming(run.logs):
+        run.logs.mkdir(parents=True, exist_ok=True)
+        while True:
+            number += 1
+            with contextlib.suppress(FileExistsError):
+                folder = run.logs / f"{number:03}"
+                folder.mkdir()
+                return folder
 
 
 def sweep_run(run: RunDir) -> None:
@@ -182,7 +209,8 @@ def run_here(run: RunDir, settings: Settings, shards: Sequence[int], on_wait: Ca
     words = _work_words(run, settings, tuple(shards))
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     logs = [run.logs / f"local-{stamp}-{os.getpid()}-{rank}.log" for rank in range(processes)]
-    _note(run, "local", [ArrayTask(f"local-{os.getpid()}", tuple(shards), tuple(path.name for path in logs))], "")
+    task = ArrayTask(f"local-{os.getpid()}", tuple(shards), tuple(path.name for path in logs))
+    note(run, "local", [task], "", dataclasses.asdict(kind_of(settings)))
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(_worker(words, rank, processes, path)) for rank, path in enumerate(logs)]
         while any(worker.poll() is None for worker in workers):
@@ -231,8 +259,13 @@ def _array_task(folder: str, job: str, shards: Tuple[int, ...], cards: int) -> A
     return ArrayTask(job, shards, tuple(f"{folder}/{job}_{rank}_log.out" for rank in range(min(cards, len(shards)))))
 
 
-def _note(run: RunDir, scheduler: str, tasks: Sequence[ArrayTask], script: str) -> None:
-    """Keep what was submitted, with the exact script."""
+def note(
+    run: RunDir, scheduler: str, tasks: Sequence[ArrayTask], script: str, kind: Optional[Mapping[str, object]] = None
+) -> None:
+    """Keep what was submitted, with the exact script, and the kind of card that it works on."""
     submitted = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     described = [dataclasses.asdict(task) for task in tasks]
-    run.add_submission({"submitted": submitted, "scheduler": scheduler, "tasks": described, "script": script})
+    of_cards = {} if kind is None else {"kind": kind}
+    run.add_submission(
+        {"submitted": submitted, "scheduler": scheduler, "tasks": described, "script": script, **of_cards}
+    )

@@ -45,7 +45,7 @@ def probe(prompts: Path, settings: Settings, task: Callable[[List[str]], None]) 
         raise RunError(f"the probe made no picture; see python -m jobs logs {run.path} --failed")
     yield f"{speed.seconds_per_image:.3g} s an image, {speed.loading:.1f} s until the first could begin, {speed.source}"
     images = count_prompts(prompts) * spec.images_per_prompt
-    expected = estimate(images, [(0,)], images, spec, settings.profile, speed)
+    expected = estimate([[images]], own, settings.profile, speed)
     cost = "" if expected.cost is None else f", {expected.cost:.2f} {settings.profile.currency}".rstrip()
     yield f"all {images} pictures: about {expected.card_hours:.2f} card-hours{cost}"
 

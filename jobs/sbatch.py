@@ -12,7 +12,7 @@ import logging
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 from jobs.config import Settings
 from jobs.plan import index_ranges
@@ -29,6 +29,7 @@ NODE_LOCAL = ("/tmp/", "/var/tmp/", "/dev/shm/")
 # Workers stop in time by themselves. USR2 is for preemption, at sites that send it then; before the end of the time it
 # is to come as late as can be, for Slurm may send it a minute early.
 SIGNAL = "USR2@1"
+AFTER = "-after"  # the name of the job behind the last picture is the run's with this
 UNQUOTABLE = "%\\\n"  # Slurm expands the first two in the path of a log, and a directive is one line
 
 
@@ -84,13 +85,15 @@ def directives(run: RunDir, settings: Settings) -> Dict[str, str]:
     return {key: str(value) for key, value in asked.items() if value is not None}
 
 
-def render_after(run: RunDir, settings: Settings, steps: Sequence[str], dependency: str, log_path: Path) -> str:
+def render_after(
+    run: RunDir, settings: Settings, steps: Sequence[str], dependency: Optional[str], log_path: Path
+) -> str:
     """A plain sbatch file for the commands behind the last picture, on one core, once the jobs it depends on ended."""
     settings = dataclasses.replace(settings, spec=dataclasses.replace(settings.spec, cards=1))
     header = {
         **directives(run, settings),
-        "job-name": f"{run.path.name}-after",
-        "dependency": dependency,
+        "job-name": f"{run.path.name}{AFTER}",
+        **({} if dependency is None else {"dependency": dependency}),
         "output": str(log_path),
         "cpus-per-task": "1",
     }

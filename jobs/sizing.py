@@ -6,6 +6,7 @@ can fit it in and a lost one costs little.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import List, Optional, Sequence, Tuple
@@ -19,6 +20,7 @@ MOST_SHARDS = 1000  # of a plan, unless it has over a million pictures: as many 
 STARTING_SHARE = 0.05  # of a task's time, at most
 LIMIT_SHARE = 0.8  # of the time limit that a task is planned for
 LOGS_PER_FOLDER = 999
+MANY = 10**9  # where there is no limit
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,27 @@ class Speed:
     seconds_per_image: float
     loading: float
     source: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """Shards that are to be made, of so many pictures each, and how fast a card is, if that is known."""
+
+    shards: int
+    images_per_shard: int
+    speed: Optional[Speed]
+
+    def seconds(self, per_process: int) -> Optional[float]:
+        """How long a process takes for so many shards; None where the speed is not known."""
+        if self.speed is None:
+            return None
+        return per_process * self.images_per_shard * self.speed.seconds_per_image + self.speed.loading
+
+    def fitting(self, seconds: float) -> int:
+        """How many shards a process can go through in that time; 0 where the speed is not known."""
+        if self.speed is None:
+            return 0
+        return math.floor((seconds - self.speed.loading) / (self.images_per_shard * self.speed.seconds_per_image))
 
 
 def images_per_shard(spec: JobSpec, images: int, speed: Optional[Speed]) -> int:
@@ -50,19 +73,61 @@ def shards_per_process(spec: JobSpec, images_per_shard: int, speed: Optional[Spe
     return max(1, round(seconds / (images_per_shard * speed.seconds_per_image)))
 
 
+def with_cards_for(spec: JobSpec, shards: int) -> JobSpec:
+    """The job with no more cards a task than there are shards to make."""
+    return dataclasses.replace(spec, cards=min(spec.cards, shards))
+
+
+def largest_array(spec: JobSpec, profile: ClusterProfile) -> int:
+    """How many tasks an array may have: one a number below MaxArraySize, and no more than its folder may have files:
+    submitit leaves three a process.
+    """
+    return min(profile.max_array_size, LOGS_PER_FOLDER // (1 + 2 * spec.cards))
+
+
 def arrays_of(
     shards: Sequence[int], per_process: int, spec: JobSpec, profile: ClusterProfile
 ) -> List[List[Tuple[int, ...]]]:
-    """The shards of each task of each array. What the site and the user limit makes tasks longer, never fewer pictures.
-
-    An array has one task a number below MaxArraySize, and no more than its folder may have files: submitit leaves three
-    a process. More arrays than `max_parallel` could not keep to it together.
-    """
-    largest = min(profile.max_array_size, LOGS_PER_FOLDER // (1 + 2 * spec.cards))
-    most_tasks = min(profile.max_submit_jobs or math.inf, (spec.max_parallel or math.inf) * largest)
-    per_process = max(per_process, math.ceil(len(shards) / (spec.cards * most_tasks)))
+    """The shards of each task of each array."""
     tasks = groups(shards, spec.cards * per_process)
-    return [list(tasks[start : start + largest]) for start in range(0, len(tasks), largest)]
+    return [list(array) for array in groups(tasks, largest_array(spec, profile))]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked of a cluster at once: for how many shards, how many a process goes through, and how many jobs stand
+    one behind the other, each going on where the one before had to stop.
+    """
+
+    shards: int
+    per_process: int
+    links: int
+
+
+def load_of(work: Work, spec: JobSpec, profile: ClusterProfile, jobs: Optional[int]) -> Load:
+    """The load that makes all the work with at most `jobs` jobs in the queue (None: no limit) and `max_parallel` tasks
+    at a time: limits make tasks longer, and longer tasks need more links where jobs may not requeue. Where so few jobs
+    cannot do all of it, the load has as many shards as they can do, at least one task.
+
+    Together, more arrays than `max_parallel` could not keep to it.
+    """
+    planned = shards_per_process(spec, work.images_per_shard, work.speed)
+    parallel = (spec.max_parallel or MANY) * largest_array(spec, profile)
+    most = jobs or MANY
+
+    def load(links: int) -> Load:
+        per_process = max(planned, math.ceil(work.shards / (spec.cards * min(most // links, parallel))))
+        return Load(work.shards, per_process, links_of(spec, profile, work.seconds(per_process)))
+
+    links = 1
+    while links <= most:
+        found = load(links)
+        if found.links <= links:
+            return found
+        links = found.links  # fewer were not enough for tasks that were shorter still
+    per_process = max(planned, work.fitting(LIMIT_SHARE * spec.time_limit_min * 60 * (spec.links or 1)))
+    links = links_of(spec, profile, work.seconds(per_process))
+    return Load(min(work.shards, max(1, most // links) * spec.cards * per_process), per_process, links)
 
 
 def links_of(spec: JobSpec, profile: ClusterProfile, task_seconds: Optional[float]) -> int:
@@ -83,20 +148,16 @@ class Estimate:
     task_seconds: float
 
 
-def estimate(
-    images: int,
-    tasks: Sequence[Tuple[int, ...]],
-    images_per_shard: int,
-    spec: JobSpec,
-    profile: ClusterProfile,
-    speed: Speed,
-) -> Estimate:
-    """The price of `images` in these tasks; cards of a task that have less to do are held as long as its longest."""
-    processes = sum(min(len(task), spec.cards) for task in tasks)
-    card_hours = (images * speed.seconds_per_image + processes * speed.loading) / 3600
-    longest = max(math.ceil(len(task) / spec.cards) for task in tasks)
+def estimate(tasks: Sequence[Sequence[int]], spec: JobSpec, profile: ClusterProfile, speed: Speed) -> Estimate:
+    """The price of tasks, each given by the pictures that are left in its shards, which its cards take by turns.
+
+    A task is charged for all its cards until the last of them is done.
+    """
+    longest = [max(sum(task[card :: spec.cards]) for card in range(spec.cards)) for task in tasks]
+    seconds = [images * speed.seconds_per_image + speed.loading for images in longest]
+    card_hours = spec.cards * sum(seconds) / 3600
     return Estimate(
         card_hours=card_hours,
         cost=None if profile.price_per_card_hour is None else card_hours * profile.price_per_card_hour,
-        task_seconds=longest * images_per_shard * speed.seconds_per_image + speed.loading,
+        task_seconds=max(seconds),
     )

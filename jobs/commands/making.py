@@ -7,6 +7,7 @@ import logging
 import shlex
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING, List, Sequence, Tuple
 
 from jobs.commands.common import add_command, counted, of_prompts, of_run, shown, with_settings
@@ -163,14 +164,15 @@ def _prepare(options: argparse.Namespace) -> Tuple[Prepared, Settings]:
 
 def start(run: RunDir, info: RunInfo, settings: Settings) -> int:
     """Start workers for what the run misses: jobs, which are left to themselves, or processes here, which are not."""
-    from jobs.launch import after_here, missing_shards, run_here, sweep_run
+    from jobs.after import after_here
+    from jobs.launch import missing_shards, run_here, sweep_run
     from jobs.progress import Progress
 
     shards = missing_shards(run, info)
     if not shards:
         log.info("nothing is missing")
         sweep_run(run)
-        return _finish(run, info)
+        return max(_finish(run, info), _after(run, settings))
     if settings.profile.scheduler == "slurm":
         return _submit(run, info, settings, shards)
     with Progress(run, info) as progress:
@@ -180,26 +182,48 @@ def start(run: RunDir, info: RunInfo, settings: Settings) -> int:
 
 
 def _submit(run: RunDir, info: RunInfo, settings: Settings, shards: Sequence[int]) -> int:
-    from jobs.launch import submit_to_slurm
-    from jobs.order import forecast, place_order
-    from jobs.queue import busy_shards, live_jobs
+    from jobs.after import follow, is_after
+    from jobs.launch import note_forgotten, number_of, submit_to_slurm
+    from jobs.order import forecast, jobs_in_queue, place_order
+    from jobs.queue import busy_shards
 
-    live = live_jobs(run)
+    note_forgotten(run)
+    asked = time.time()
+    live = jobs_in_queue(run)
     busy = busy_shards(run, live)
     free = [shard for shard in shards if shard not in busy]
-    where = ", ".join(sorted({state.job for state in (live or {}).values()})) or "workers that still are at it"
+    at_work = {state.job for state in (live or {}).values() if not is_after(run, state)}
+    where = ", ".join(sorted(at_work)) or "workers that still are at it"
+    numbers: List[str] = []
+    lines: List[str] = []
     if not free:
         print(f"nothing to submit: {where} will make what is missing; python -m jobs cancel ends them")
     else:
         if len(free) < len(shards):
             log.info("%d of %d shards are left to %s", len(shards) - len(free), len(shards), where)
-        order = place_order(run, info, settings, free, live)
+        order = place_order(run, info, settings, free, live, asked)
+        lines = forecast(run, info, settings, order)
         tasks = submit_to_slurm(run, settings, order, run_in_job)
-        jobs = dict.fromkeys(task.job.split("_")[0] for task in tasks)
-        print(f"submitted {counted(len(tasks), 'task')}: {' '.join(jobs)}")
+        numbers = list(dict.fromkeys(map(number_of, tasks)))
+        links = f" in {order.links} links" if order.links > 1 else ""
+        print(f"submitted {counted(len(tasks) // order.links, 'task')}{links}: {' '.join(numbers)}")
     print(f"python -m jobs status {shlex.quote(str(shown(run.path)))}")
-    if free:
-        print("\n".join(forecast(run, info, settings, order)))
+    if lines:
+        print("\n".join(lines))
+    follow(run, settings, live, numbers)
+    return 0
+
+
+def _after(run: RunDir, settings: Settings) -> int:
+    """Do, or have done, what comes behind the last picture of a run of which nothing is missing."""
+    from jobs.after import after_here, follow
+    from jobs.launch import after_steps
+    from jobs.order import jobs_in_queue
+
+    if settings.profile.scheduler != "slurm":
+        return after_here(run, settings.spec)
+    if after_steps(settings.spec):
+        follow(run, settings, jobs_in_queue(run), whole=True)
     return 0
 
 
