@@ -1,6 +1,6 @@
 """Who is, or was, at work on a run: one small file a process, written by that process alone.
 
-    workers/<job>/<task>-<rank>-<restart>-<pid>.json      <job> is `local` without Slurm; at most 1,000 in a folder
+    workers/<job>/<task>-<rank>-<restart>-<host>-<pid>.json       without Slurm <job> is the day: local-20240223
 
 It is replaced at the start, once the model is loaded, every minute, and at the end. A file without an end whose job is
 no longer in the queue is that of a process that was killed, perhaps with its node.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import enum
 import json
 import os
@@ -18,9 +19,9 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator, List, Mapping, Optional, Tuple
+from typing import Callable, List, Mapping, Optional, Tuple
 
-from jobs.reading import is_there, reading
+from jobs.reading import names_in, read_bytes
 from ldm.inference.files import write_atomically
 
 UPDATE_SECONDS = 60.0
@@ -68,8 +69,8 @@ class Attendant:
     def __init__(self, folder: Path, attendance: Attendance, clock: Callable[[], float] = time.time) -> None:
         """`folder`: workers/ of the run. Writes the file."""
         restart = os.environ.get("SLURM_RESTART_COUNT", "0")
-        words = (attendance.task or "0", str(attendance.rank), restart, str(attendance.pid))
-        self._path = folder / (attendance.job or "local") / f"{'-'.join(words)}.json"
+        words = (attendance.task or "0", str(attendance.rank), restart, attendance.host, str(attendance.pid))
+        self._path = folder / (attendance.job or _day(attendance.started)) / f"{'-'.join(words)}.json"
         self._clock = clock
         self.now = attendance
         self._write()
@@ -121,19 +122,16 @@ def read_attendances(folder: Path) -> List[Attendance]:
     understood is passed over: it is another version's.
     """
     found: List[Attendance] = []
-    if not is_there(folder):
-        return found
-    for job in _entries(folder):
-        for path in _entries(job):
+    for job in sorted(names_in(folder)):
+        for path in (folder / job / name for name in sorted(names_in(folder / job))):
             if re.fullmatch(r"[^.].*\.json", path.name):
-                with contextlib.suppress(ValueError, KeyError, TypeError), reading(path):
-                    values = json.loads(path.read_bytes())
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    values = json.loads(read_bytes(path) or b"")
                     end = None if values["end"] is None else End(values["end"])
                     found.append(Attendance(**{**values, "end": end, "shards": tuple(values["shards"])}))
     return sorted(found, key=lambda each: each.started)
 
 
-def _entries(folder: Path) -> Iterator[Path]:
-    with reading(folder):
-        names = sorted(os.listdir(folder))
-    return (folder / name for name in names)
+def _day(seconds: float) -> str:
+    """The folder of processes that no scheduler started; one for all days would grow without a limit."""
+    return f"local-{datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc):%Y%m%d}"

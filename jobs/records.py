@@ -10,7 +10,6 @@ back beside its successor, each keeps what it has seen of the other's. A line th
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import time
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
-from jobs.reading import reading
+from jobs.reading import read_bytes, read_end
 from jobs.spec import PlannedImage, Shard
 from ldm.inference.files import write_atomically
 from ldm.inference.spec import ImageRecord
@@ -189,10 +188,7 @@ def read_records(path: Path) -> ShardRecords:
 
 def read_summary(path: Path) -> Optional[ShardSummary]:
     """The last line of a records file, read alone; None if there is none, or the file is cut."""
-    last = b""
-    with reading(path), contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - LAST_LINE_BYTES))
-        last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
+    last = (read_end(path, LAST_LINE_BYTES) or b"").rstrip(b"\n").rpartition(b"\n")[2]
     try:
         values = json.loads(last)
         return ShardSummary(**{**values, "sessions": tuple(map(_session, values["sessions"]))})
@@ -253,10 +249,7 @@ def _to_line(value: Any) -> str:
 
 
 def _lines(path: Path) -> Iterator[Dict[str, Any]]:
-    data = b""
-    with reading(path), contextlib.suppress(FileNotFoundError):
-        data = path.read_bytes()
-    for line in data.split(b"\n"):
+    for line in (read_bytes(path) or b"").split(b"\n"):
         try:
             values = json.loads(line)
         except ValueError:

@@ -21,9 +21,11 @@ import contextlib
 import datetime
 import errno
 import json
+import logging
 import os
 import re
 import shutil
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +33,14 @@ from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Tuple
 
 from jobs.config import Settings, build, read_yaml, to_yaml
 from jobs.plan import from_line, image_file
-from jobs.reading import is_there, reading
-from jobs.spec import ClusterProfile, JobSpec, PlanTotals, Shard
+from jobs.reading import names_in, patiently, read_bytes
+from jobs.spec import ClusterProfile, JobSpec, PlannedImage, PlanTotals, Shard
 from ldm.errors import RunError
-from ldm.inference.files import naming
+from ldm.inference.files import PART, naming, write_atomically
 
+log = logging.getLogger(__name__)
+
+DRAFT_SECONDS = 24 * 3600.0  # to write one takes minutes
 FORMAT = 2  # of the run folder; a later program says so when it meets an older one
 
 
@@ -97,9 +102,7 @@ class RunDir:
 
     def info(self) -> RunInfo:
         """What was planned here; RunError if this is no run folder, or one of another version."""
-        with reading(self.info_path):
-            there = self.info_path.is_file()
-        if not there:
+        if not patiently(self.info_path, lambda path: path.is_file()):
             raise RunError(f"{self.path} is no run folder: it has no run.yaml")
         values = read_yaml(self.info_path)
         if values.get("format") != FORMAT:
@@ -113,9 +116,7 @@ class RunDir:
 
     def shard(self, index: int) -> Shard:
         """One shard, found in the plan by bisection, so that a long plan is not read for a short shard."""
-        with reading(self.plan_path), self.plan_path.open("rb") as file:
-            file.seek(_shard_start(file, self.plan_path.stat().st_size, index))
-            images = tuple(image for image in _images(file) if image.shard == index)
+        images = patiently(self.plan_path, lambda path: _shard_images(path, index))
         if not images:
             raise RunError(f"{self.path} has no shard {index}")
         return Shard(index=index, images=images)
@@ -123,12 +124,9 @@ class RunDir:
     def submissions(self) -> List[Dict[str, Any]]:
         """What was submitted, oldest first; a line that was cut short is passed over."""
         found: List[Dict[str, Any]] = []
-        if is_there(self.submissions_path):
-            with reading(self.submissions_path):
-                lines = self.submissions_path.read_text(encoding="utf-8").split("\n")
-            for line in lines:
-                with contextlib.suppress(ValueError):
-                    found.append(json.loads(line))
+        for line in (read_bytes(self.submissions_path) or b"").split(b"\n"):
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
         return found
 
     def add_submission(self, values: Dict[str, Any]) -> None:
@@ -144,24 +142,35 @@ class RunDir:
 def find_runs(outputs: Path, name: str) -> List[RunDir]:
     """The runs of this name, newest first."""
     pattern = re.compile(re.escape(name) + r"-(\d{8})(?:-(\d+))?")
-    with reading(outputs):
-        entries = list(os.scandir(outputs)) if outputs.is_dir() else []
-    found = [(pattern.fullmatch(entry.name), entry.path) for entry in entries]
+    found = [(pattern.fullmatch(name), outputs / name) for name in names_in(outputs)]
     dated = [((match.group(1), int(match.group(2) or 1)), path) for match, path in found if match]
-    return [RunDir(Path(path)) for _, path in sorted(dated, reverse=True)]
+    return [RunDir(path) for _, path in sorted(dated, reverse=True)]
 
 
 @contextlib.contextmanager
 def drafted(outputs: Path, name: str) -> Iterator[Path]:
-    """A new folder beside the runs to write one in; what is left of it at the end is removed."""
+    """A new folder beside the runs to write one in; what is left of it at the end is removed.
+
+    So are old ones that killed processes left there: the plan of a million pictures is worth the room.
+    """
     draft = outputs.absolute() / f".{name}.{uuid.uuid4().hex[:12]}.part"
     try:
         with naming(draft):
             for folder in ("samples", "records", "logs"):
                 (draft / folder).mkdir(parents=True)
+        _sweep_drafts(outputs)
         yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sweep_drafts(outputs: Path) -> None:
+    """Remove drafts that nobody can be writing any more."""
+    for path in (outputs / name for name in names_in(outputs) if PART.fullmatch(name)):
+        with contextlib.suppress(OSError):  # another process removes it, or another user made it
+            if path.is_dir() and time.time() - path.stat().st_mtime > DRAFT_SECONDS:
+                shutil.rmtree(path)
+                log.info("%s is removed: a process that was killed had left it", path)
 
 
 def publish(draft: Path, name: str, today: datetime.date) -> RunDir:
@@ -207,15 +216,14 @@ def write_info(folder: Path, info: RunInfo) -> None:
             "cluster": info.settings.profile,
         }
     )
-    with naming(folder / "run.yaml"):
-        (folder / "run.yaml").write_text(text, encoding="utf-8")
+    write_atomically(folder / "run.yaml", text.encode("utf-8"))
 
 
 def plan_id_of(run: RunDir) -> Optional[str]:
     """The id of a run's plan, None where it cannot be read: another program's folder is not in the way of a new run."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        found = re.search(r"^plan_id: ([0-9a-f]{64})$", run.info_path.read_text(encoding="utf-8"), re.MULTILINE)
-        return found.group(1) if found else None
+    with contextlib.suppress(RunError):
+        found = re.search(rb"^plan_id: ([0-9a-f]{64})$", read_bytes(run.info_path) or b"", re.MULTILINE)
+        return found.group(1).decode("ascii") if found else None
     return None
 
 
@@ -243,6 +251,12 @@ def _info(values: Dict[str, Any], where: str) -> RunInfo:
         versions=values["versions"],
         commit=values["commit"],
     )
+
+
+def _shard_images(path: Path, shard: int) -> Tuple[PlannedImage, ...]:
+    with path.open("rb") as file:
+        file.seek(_shard_start(file, path.stat().st_size, shard))
+        return tuple(image for image in _images(file) if image.shard == shard)
 
 
 def _images(file: BinaryIO) -> Iterator[Any]:

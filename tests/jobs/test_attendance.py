@@ -44,7 +44,21 @@ def on_disk(folder: Path) -> Attendance:
 
 def test_it_is_there_from_the_start(tmp_path, attendant):
     assert on_disk(tmp_path) == PLAIN
-    assert [path.name for path in (tmp_path / "workers" / "12").iterdir()] == ["3-1-0-99.json"]
+    assert [path.name for path in (tmp_path / "workers" / "12").iterdir()] == ["3-1-0-dcu1-99.json"]
+
+
+def test_equal_processes_of_two_machines_have_a_file_each(tmp_path):
+    for host in ("login01", "login02"):
+        Attendant(tmp_path / "workers", dataclasses.replace(PLAIN, host=host, job="", task="", rank=0))
+    assert [each.host for each in read_attendances(tmp_path / "workers")] == ["login01", "login02"]
+
+
+def test_without_a_scheduler_a_day_has_a_folder(tmp_path):
+    day = 24 * 3600.0
+    for started in (1000.0, day - 1, day):
+        Attendant(tmp_path / "workers", dataclasses.replace(PLAIN, job="", pid=int(started), started=started))
+    folders = {folder.name: len(list(folder.iterdir())) for folder in (tmp_path / "workers").iterdir()}
+    assert folders == {"local-19700101": 2, "local-19700102": 1}
 
 
 def test_progress_is_written_once_a_minute(tmp_path, attendant):

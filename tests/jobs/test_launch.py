@@ -128,9 +128,9 @@ def test_a_sweep_takes_what_killed_processes_left_anywhere_in_the_run(tmp_path):
     prepared = prepare(tmp_path)
     run_all(prepared)
     run = prepared.run.path
-    left = [
-        run / folder / ".x.0123456789ab.part" for folder in ("", "samples", "samples/000", "records", "workers/local")
-    ]
+    [workers] = (run / "workers").iterdir()
+    folders = ("", "samples", "samples/000", "records", "workers", workers)
+    left = [run / folder / ".x.0123456789ab.part" for folder in folders]
     for path in left:
         path.write_bytes(b"half")
     before = pictures(prepared)

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,35 @@ def test_a_draft_that_is_not_published_leaves_nothing(tmp_path):
     with drafted(tmp_path / "outputs", "a") as draft:
         assert sorted(path.name for path in draft.iterdir()) == ["logs", "records", "samples"]
     assert list((tmp_path / "outputs").iterdir()) == []
+
+
+def test_drafts_of_killed_processes_go_after_a_day_and_nothing_else_does(tmp_path):
+    names = {
+        ".a.0123456789ab.part": 25,
+        ".b.0123456789ab.part": 25,
+        ".c.0123456789ab.part": 23,  # it may yet become a run
+        "a-20240223": 1000,
+        ".hidden": 1000,
+    }
+    for name, hours in names.items():
+        (tmp_path / name / "samples").mkdir(parents=True)
+        (tmp_path / name / "plan.jsonl").write_text("{}")
+        os.utime(tmp_path / name, (time.time() - hours * 3600,) * 2)
+    with drafted(tmp_path, "d") as draft:
+        found = {path.name for path in tmp_path.iterdir()} - {draft.name}
+    assert found == {".c.0123456789ab.part", "a-20240223", ".hidden"}
+
+
+def test_run_yaml_is_on_the_disk_before_its_folder_has_a_name(tmp_path, monkeypatch):
+    calls, fsync, rename = [], os.fsync, os.rename
+    monkeypatch.setattr(
+        os, "fsync", lambda file: calls.append(os.path.realpath(f"/proc/self/fd/{file}")) or fsync(file)
+    )
+    monkeypatch.setattr(os, "rename", lambda source, target: calls.append(str(target)) or rename(source, target))
+    run = prepare(tmp_path).run
+    assert [re.sub(r"\.[0-9a-f]{12}\.part", "", Path(call).name) for call in calls][-3:] == [
+        *("plan.jsonl", ".run.yaml", run.path.name)
+    ]
 
 
 def test_runs_of_a_day_are_numbered_from_the_second_on(tmp_path):
