@@ -19,11 +19,11 @@ import os
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Set, Union
+from typing import Any, Callable, Collection, Dict, FrozenSet, List, Mapping, Optional, Set, Union
 
 from jobs.plan import SUFFIXES
+from jobs.reading import TRIES, if_there, names_in, patiently, read_bytes
 from jobs.reading import is_there as path_is_there
-from jobs.reading import reading
 from jobs.records import read_records, read_summary, without_file
 from jobs.rundir import RunDir, RunInfo, shard_files
 from jobs.spec import PlannedImage
@@ -35,6 +35,11 @@ TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 TARS_KEPT = 8  # tables of tars in memory, each of a thousand pictures
 
 Known = Union[PlannedImage, ImageRecord]
+NamesIn = Callable[[Path], Collection[str]]
+
+
+class DamagedError(RunError):
+    """A picture's file, or a tar, has another content than it was given: more work does not mend it, a user does."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,9 @@ def is_there(run: RunDir, shard: int, picture: Known) -> bool:
 def read(run: RunDir, shard: int, picture: Known) -> bytes:
     """A picture's bytes; RunError if it is nowhere."""
     path = run.image_path(picture.file)
-    with reading(path), contextlib.suppress(FileNotFoundError):
-        return path.read_bytes()
+    data = read_bytes(path)
+    if data is not None:
+        return data
     place = packed(run, shard).get(picture.index)
     if place is None:
         raise RunError(f"picture {picture.index} is not there: {path}; python -m jobs resume makes it again")
@@ -64,26 +70,31 @@ def read(run: RunDir, shard: int, picture: Known) -> bytes:
 
 def read_place(place: Place) -> bytes:
     """The bytes at a place in a tar."""
-    with reading(place.tar), place.tar.open("rb") as file:
-        file.seek(place.offset)
-        return file.read(place.size)
+
+    def piece(tar: Path) -> bytes:
+        with tar.open("rb") as file:
+            file.seek(place.offset)
+            return file.read(place.size)
+
+    return patiently(place.tar, piece)
 
 
 def keep(run: RunDir, picture: PlannedImage, data: bytes) -> str:
     """Write a picture's file unless another worker's is there, or in a tar; the sha256 of what stands."""
     path = run.image_path(picture.file)
-    written = write_once(path, data)
-    # Another worker of this shard packs before it removes: what could be written has been packed, or was never there.
-    place = packed(run, picture.shard).get(picture.index)
-    if place is None:
-        try:
-            return hashlib.sha256(data).hexdigest() if written else sha256_of(path)
-        except FileNotFoundError:
-            place = packed(run, picture.shard)[picture.index]
-    elif written:
-        with naming(path), contextlib.suppress(FileNotFoundError):
-            path.unlink()
-    return hashlib.sha256(read_place(place)).hexdigest()
+    for _ in range(TRIES):
+        written = write_once(path, data)
+        # Another worker of this shard packs before it removes: what could be written has been packed, or was not there.
+        place = packed(run, picture.shard).get(picture.index)
+        if place is not None:
+            if written:
+                with naming(path), contextlib.suppress(FileNotFoundError):
+                    path.unlink()
+            return hashlib.sha256(read_place(place)).hexdigest()
+        standing = hashlib.sha256(data).hexdigest() if written else if_there(path, sha256_of)
+        if standing is not None:
+            return standing
+    raise RunError(f"{path} comes and goes: another process removes it; once that has ended, python -m jobs resume")
 
 
 def tars(run: RunDir, shard: int) -> List[Path]:
@@ -104,57 +115,72 @@ def packed(run: RunDir, shard: int) -> Mapping[int, Place]:
 
 def members(tar: Path) -> Mapping[int, Place]:
     """Where the pictures in one tar are, by index; RunError if it is damaged."""
-    with reading(tar):
-        there = tar.stat()
+    there = patiently(tar, os.stat)
     return _members(tar, there.st_size, there.st_mtime_ns)
 
 
-def is_complete(run: RunDir, info: RunInfo, shard: int) -> bool:
+def is_complete(run: RunDir, info: RunInfo, shard: int, names: NamesIn = names_in) -> bool:
     """Whether nothing is left to do: all of the shard is made, and in tars if the job wants that."""
-    own = own_files(run, info, shard)
-    return _is_made(run, info, shard, own) and (not own or info.settings.spec.output == "folder")
+    own = files_if_made(run, info, shard, names)
+    return own is not None and (not own or info.settings.spec.output == "folder")
 
 
-def is_made(run: RunDir, info: RunInfo, shard: int) -> bool:
-    """Whether a shard's records say that nothing is left to be made, and its pictures are there."""
-    return _is_made(run, info, shard, own_files(run, info, shard))
+def files_if_made(run: RunDir, info: RunInfo, shard: int, names: NamesIn = names_in) -> Optional[Set[int]]:
+    """What `own_files` gives of a shard of which nothing is left to be made; None of any other.
 
-
-def _is_made(run: RunDir, info: RunInfo, shard: int, own: Set[int]) -> bool:
+    Its records say so, and its pictures are there.
+    """
     summary = read_summary(run.records_path(shard))
     if summary is None or not summary.done:
-        return False
+        return None
+    own = own_files(run, info, shard, names)
     present = len(own | packed(run, shard).keys()) if own else sum(map(samples_in, tars(run, shard)))
     absent = len(shard_files(run, info, shard)) - present
-    return not absent or absent == len(without_file(read_records(run.records_path(shard))))
+    whole = not absent or absent == len(without_file(read_records(run.records_path(shard))))
+    return own if whole else None
 
 
-def own_files(run: RunDir, info: RunInfo, shard: int) -> Set[int]:
+def own_files(run: RunDir, info: RunInfo, shard: int, names: NamesIn = names_in) -> Set[int]:
     """The indices of a shard's pictures that have a file of their own. One listing a folder."""
     folders: Dict[Path, Set[str]] = {}
     for path in shard_files(run, info, shard):
         folders.setdefault(path.parent, set()).add(path.name)
-    found: Set[int] = set()
-    for folder, names in folders.items():
-        with reading(folder), contextlib.suppress(FileNotFoundError):
-            found.update(int(Path(name).stem) for name in os.listdir(folder) if name in names)
-    return found
+    return {int(Path(name).stem) for folder, own in folders.items() for name in own.intersection(names(folder))}
+
+
+class OnePass:
+    """The names in folders, for one pass over neighbouring shards: it keeps the last folder, and never looks again."""
+
+    def __init__(self) -> None:
+        self._folder: Optional[Path] = None
+        self._names: FrozenSet[str] = frozenset()
+
+    def __call__(self, folder: Path) -> Collection[str]:
+        if folder != self._folder:
+            self._names = frozenset(names_in(folder))
+            self._folder = folder
+        return self._names
 
 
 def samples_in(tar: Path) -> int:
     """How many pictures are in a tar: what the index says if it speaks of this file, or else counted."""
     entry = indexed(tar.parent / "index.json").get(tar.name, {})
-    with reading(tar):
-        size = tar.stat().st_size
-    return int(entry["nsamples"]) if entry.get("filesize") == size else len(members(tar))
+    return int(entry["nsamples"]) if entry.get("filesize") == size_of(tar) else len(members(tar))
+
+
+def size_of(tar: Path) -> int:
+    """In bytes."""
+    return patiently(tar, os.stat).st_size
 
 
 def indexed(path: Path) -> Mapping[str, Mapping[str, Any]]:
     """The entries of index.json by the name of the tar; none where there is no index that can be read."""
-    with reading(path), contextlib.suppress(FileNotFoundError):
+
+    def entries(path: Path) -> Mapping[str, Mapping[str, Any]]:
         there = path.stat()
         return _indexed(path, there.st_size, there.st_mtime_ns, there.st_ino)
-    return {}
+
+    return if_there(path, entries) or {}
 
 
 @functools.lru_cache(maxsize=1)
@@ -167,23 +193,28 @@ def _indexed(path: Path, size: int, changed: int, inode: int) -> Mapping[str, Ma
 @functools.lru_cache(maxsize=TARS_KEPT)
 def _members(tar: Path, size: int, changed: int) -> Mapping[int, Place]:
     try:
-        with reading(tar), tarfile.open(tar, "r:") as file:
-            found = {
-                int(Path(member.name).stem): Place(tar, member.offset_data, member.size)
-                for member in file
-                if Path(member.name).suffix in SUFFIXES.values()
-            }
-        with reading(tar), tar.open("rb") as raw:
-            raw.seek(max(0, size - len(TAR_END)))
-            if raw.read() != TAR_END:
-                raise ValueError("it has no end")
+        return patiently(tar, functools.partial(_table, size=size))
     except (tarfile.TarError, ValueError, EOFError) as error:
-        raise RunError(f"{tar} is damaged: {error}; remove it, then python -m jobs resume makes it again") from error
+        raise DamagedError(
+            f"{tar} is damaged: {error}; remove it, then python -m jobs resume makes it again"
+        ) from error
+
+
+def _table(tar: Path, size: int) -> Mapping[int, Place]:
+    with tarfile.open(tar, "r:") as file:
+        found = {
+            int(Path(member.name).stem): Place(tar, member.offset_data, member.size)
+            for member in file
+            if Path(member.name).suffix in SUFFIXES.values()
+        }
+    with tar.open("rb") as raw:
+        raw.seek(max(0, size - len(TAR_END)))
+        if raw.read() != TAR_END:
+            raise ValueError("it has no end")
     return found
 
 
 def _has_content(tar: Path) -> bool:
     """A name may stand for an empty file for a moment, on a file system without hard links."""
-    with reading(tar), contextlib.suppress(FileNotFoundError):
-        return tar.stat().st_size > 0
-    return False
+    there = if_there(tar, os.stat)
+    return there is not None and there.st_size > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import pack
-from jobs.pack import finish_shard, pack_run, pack_shard, write_index
+from jobs import pack, pictures
+from jobs.pack import INDEX_SECONDS, Finish, finish_shard, pack_run, pack_shard, write_index
 from jobs.pictures import is_complete, members, read
 from jobs.prepare import Prepared
-from jobs.records import read_records
+from jobs.records import read_records, read_summary
 from jobs.rundir import RunDir
 from jobs.worker import Worker, run_shard
 from ldm.errors import OutputError, RunError
@@ -82,13 +83,13 @@ def test_equal_pictures_give_equal_tars_whoever_made_them(tmp_path):
         (tmp_path / name).mkdir()
         prepared = prepare(tmp_path / name, "images_per_shard=3", count=3)
         run_shard(prepared.run.shard(0), prepared.run, FakeModel(), Worker(name, f"card of {name}", batch_size=2))
-        pack_shard(prepared.run, 0)
+        pack_shard(prepared.run, prepared.info, 0)
         tars.append(prepared.run.tar_path(0).read_bytes())
     assert tars[0] == tars[1]
 
 
 def test_a_tar_names_no_user_and_no_time(made):
-    pack_shard(made.run, 0)
+    pack_shard(made.run, made.info, 0)
     with tarfile.open(made.run.tar_path(0)) as file:
         about = {(each.mtime, each.uid, each.gid, each.uname, each.gname, each.mode, each.isreg()) for each in file}
     assert about == {(0, 0, 0, "", "", 0o644, True)}
@@ -126,16 +127,76 @@ def test_a_picture_that_is_not_the_recorded_one_is_not_packed(made):
     path = made.run.image_path("samples/000/000001.png")
     path.write_bytes(b"something else")
     with pytest.raises(RunError, match=r"000001\.png is not as it was when it was made: .* python -m jobs resume"):
-        pack_shard(made.run, 0)
+        pack_shard(made.run, made.info, 0)
     assert not made.run.tar_path(0).exists()
     assert path.read_bytes() == b"something else"
 
 
-def test_a_picture_that_is_lost_keeps_its_shard_from_being_packed(made):
+def test_a_picture_that_is_lost_keeps_its_shard_from_being_packed(made, caplog):
     made.run.image_path("samples/000/000001.png").unlink()
-    with pytest.raises(RunError, match=r"picture 1 has a record and no file: .* python -m jobs resume makes it again"):
-        pack_shard(made.run, 0)
+    assert not pack_shard(made.run, made.info, 0)
+    assert re.search(r"picture 1 has a record and no file: .* python -m jobs resume makes it again", caplog.text)
     assert len(left(made.run)) == 6
+
+
+def test_a_picture_that_is_lost_between_looking_and_packing_is_left_to_the_worker(made, monkeypatch):
+    real = pack.files_if_made
+
+    def lose_one(*words):
+        found = real(*words)
+        made.run.image_path("samples/000/000001.png").unlink()
+        return found
+
+    monkeypatch.setattr(pack, "files_if_made", lose_one)
+    assert finish_shard(made.run, made.info, 0) is Finish.LEFT
+
+
+def test_a_damaged_shard_is_said_and_left_and_keeps_no_other_from_being_finished(made, caplog):
+    run, info = made.run, made.info
+    damaged = run.image_path("samples/000/000001.png")
+    damaged.write_bytes(b"something else")
+    assert [finish_shard(run, info, shard) for shard in range(2)] == [Finish.DAMAGED, Finish.DONE]
+    [said] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert said.startswith(f"shard 0 is left as it is: {damaged} is not as it was when it was made")
+    assert said.endswith(f"; python -m jobs verify {run.path} names all that is damaged")
+    assert damaged.read_bytes() == b"something else"
+    damaged.unlink()
+    run_shard(run.shard(0), run, FakeModel(), ONE)
+    assert finish_shard(run, info, 0) is Finish.DONE
+    assert_whole(run, info, shards=2)
+
+
+def test_a_damaged_tar_is_said_and_the_index_of_the_others_is_written(made):
+    run, info = made.run, made.info
+    run.tar_path(0).write_bytes(b"<html>not a tar</html>" * 100)
+    assert [finish_shard(run, info, shard) for shard in range(2)] == [Finish.DAMAGED, Finish.DONE]
+    assert in_index(run) == ["00001.tar"]
+    with pytest.raises(RunError, match=r"1 of 2 shards are damaged and not packed, the first is 0; .* jobs verify"):
+        pack_run(run, info)
+
+
+def test_only_what_a_worker_can_do_is_left_to_it():
+    assert [bool(finish) for finish in (Finish.DONE, Finish.LEFT, Finish.DAMAGED)] == [True, False, True]
+
+
+@pytest.mark.parametrize("look", [1, 2])
+def test_a_run_of_folders_keeps_its_files_though_a_twin_finishes_the_shard_meanwhile(tmp_path, monkeypatch, look):
+    prepared = prepare(tmp_path, "images_per_shard=3", count=3)
+    run, info = prepared.run, prepared.info
+    looks = []
+
+    def then_twin(path):
+        found = read_summary(path)
+        looks.append(path)
+        if len(looks) == look:
+            run_shard(run.shard(0), run, FakeModel(), ONE)
+        return found
+
+    monkeypatch.setattr(pictures, "read_summary", then_twin)
+    for _ in range(3):
+        finish_shard(run, info, 0)
+    assert finish_shard(run, info, 0) is Finish.DONE
+    assert left(run) == ["000", "000/000000.png", "000/000001.png", "000/000002.png"]
 
 
 def test_a_shard_of_which_a_picture_is_lost_has_something_left_to_do(made):
@@ -158,7 +219,7 @@ def test_a_full_disk_leaves_the_pictures_and_no_part_of_a_tar(made, monkeypatch)
     before = left(made.run)
     monkeypatch.setattr("ldm.inference.files.os.fsync", no_space)
     with pytest.raises(OutputError, match=r"cannot write .*00000\.tar: No space left on device; free some space"):
-        pack_shard(made.run, 0)
+        pack_shard(made.run, made.info, 0)
     assert left(made.run) == before
 
 
@@ -187,13 +248,74 @@ def test_whoever_writes_the_index_last_sees_the_tars_of_the_others(made, monkeyp
     def hold_up(path, data):
         if not held:
             held.append(path)
-            pack_shard(made.run, 1)
+            pack_shard(made.run, made.info, 1)
         real(path, data)
 
     monkeypatch.setattr(pack, "write_atomically", hold_up)
-    pack_shard(made.run, 0)
-    urls = [entry["url"] for entry in json.loads(made.run.index_path.read_text())["shardlist"]]
-    assert urls == ["00000.tar", "00001.tar"]
+    pack_shard(made.run, made.info, 0)
+    assert in_index(made.run) == ["00000.tar", "00001.tar"]
+
+
+def in_index(run: RunDir) -> list[str]:
+    return [entry["url"] for entry in json.loads(run.index_path.read_text())["shardlist"]]
+
+
+def test_many_packers_write_the_index_once_a_minute_and_when_all_is_packed(tmp_path):
+    prepared = make(tmp_path, "output=webdataset", count=15)
+    run, info = prepared.run, prepared.info
+    seen = []
+    for shard in (3, 1, 0, 4, 2):
+        if shard == 0:
+            long_ago = time.time() - INDEX_SECONDS - 1
+            os.utime(run.index_path, (long_ago, long_ago))
+        assert finish_shard(run, info, shard)
+        seen.append("".join(url[4] for url in in_index(run)))
+    assert seen == ["3", "3", "013", "013", "01234"]
+    assert_whole(run, info, shards=5)
+
+
+def test_a_shard_without_pictures_does_not_keep_the_index_waiting(tmp_path):
+    dropped = [f"picture number {number}" for number in (3, 4, 5)]
+    prepared = make(tmp_path, "output=webdataset", count=9, drop=dropped)
+    assert [finish_shard(prepared.run, prepared.info, shard) for shard in (0, 2)] == [Finish.DONE] * 2
+    assert in_index(prepared.run) == ["00000.tar", "00002.tar"]
+
+
+def test_packers_do_not_take_the_parts_of_the_index_from_each_other(made):
+    run = made.run
+    parts = {age: run.samples / f".index.json.{age:012}.part" for age in (0, 100)}
+    for age, part in parts.items():
+        part.write_bytes(b"half")
+        os.utime(part, (time.time() - age,) * 2)
+    assert finish_shard(run, made.info, 0)
+    assert {age: part.exists() for age, part in parts.items()} == {0: True, 100: False}
+    assert finish_shard(run, made.info, 1)
+    assert pack_run(run, made.info) == []
+    assert_whole(run, made.info, shards=2)
+
+
+def test_a_tar_that_was_made_anew_is_told_anew(made):
+    run = made.run
+    pack_run(run, made.info)
+    good = run.index_path.read_bytes()
+    run.index_path.write_bytes(
+        good.replace(b'"filesize": 1', b'"filesize": 2').replace(b'"nsamples": 3', b'"nsamples": 9')
+    )
+    write_index(run)
+    assert run.index_path.read_bytes() == good
+
+
+def test_a_pass_over_all_shards_lists_a_folder_once(tmp_path, monkeypatch):
+    prepared = make(tmp_path, count=30)
+    run, info = prepared.run, prepared.info
+    listed, real = [], os.listdir
+    monkeypatch.setattr(os, "listdir", lambda folder: listed.append(folder) or real(folder))
+    names = pictures.OnePass()
+    assert all(finish_shard(run, info, shard, names) for shard in range(info.plan.shards))
+    assert listed == [run.samples / "000"]
+    listed.clear()
+    assert all(is_complete(run, info, shard, names) for shard in range(info.plan.shards))
+    assert listed == []
 
 
 def test_a_run_without_a_tar_has_no_index(made):

@@ -31,7 +31,7 @@ def test_a_picture_is_read_from_its_file_and_from_its_tar(made):
     run = made.run
     image = run.shard(1).images[0]
     assert (is_there(run, 1, image), read(run, 1, image)) == (True, content(image.request))
-    assert pack_shard(run, 1)
+    assert pack_shard(run, made.info, 1)
     assert not run.image_path(image.file).exists()
     assert (is_there(run, 1, image), read(run, 1, image)) == (True, content(image.request))
     record = read_records(run.records_path(1)).images[image.index]
@@ -47,7 +47,7 @@ def test_a_picture_that_is_nowhere_is_not_there(made):
 
 
 def test_many_questions_open_a_tar_once(made, monkeypatch):
-    pack_shard(made.run, 0)
+    pack_shard(made.run, made.info, 0)
     members(made.run.tar_path(0))
     opened = []
     monkeypatch.setattr("jobs.pictures.tarfile.open", lambda *words: opened.append(words))
@@ -58,7 +58,7 @@ def test_many_questions_open_a_tar_once(made, monkeypatch):
 def test_a_shard_is_complete_when_it_is_recorded_and_its_pictures_are_somewhere(made):
     run, info = made.run, made.info
     assert is_complete(run, info, 0)
-    pack_shard(run, 0)
+    pack_shard(run, made.info, 0)
     assert is_complete(run, info, 0), "a run of folders may be packed"
     run.tar_path(0).unlink()
     assert not is_complete(run, info, 0)
@@ -98,7 +98,7 @@ def test_a_picture_that_is_given_up_is_not_waited_for(tmp_path):
 
 def test_a_late_writer_of_a_packed_picture_leaves_no_file_and_describes_the_one_that_stays(made):
     run = made.run
-    pack_shard(run, 0)
+    pack_shard(run, made.info, 0)
     image = run.shard(0).images[2]
     assert keep(run, image, b"made on another card") == sha256(content(image.request))
     assert not run.image_path(image.file).exists()
@@ -110,7 +110,7 @@ def test_a_writer_whose_file_is_packed_while_it_looks_finds_it_in_the_tar(made, 
 
     def pack_now(path):
         monkeypatch.undo()
-        pack_shard(run, 0)
+        pack_shard(run, made.info, 0)
         return path.read_bytes() and ""
 
     monkeypatch.setattr("jobs.pictures.sha256_of", pack_now)
@@ -120,7 +120,7 @@ def test_a_writer_whose_file_is_packed_while_it_looks_finds_it_in_the_tar(made, 
 def test_a_packed_shard_is_not_made_again_by_a_worker_that_comes_back(made):
     run = made.run
     before = run.records_path(0).read_bytes()
-    pack_shard(run, 0)
+    pack_shard(run, made.info, 0)
     model = FakeModel()
     summary = run_shard(run.shard(0), run, model, TWO)
     assert (summary.done, model.batches) == (True, [])
@@ -135,7 +135,7 @@ def test_a_shard_that_is_packed_under_a_worker_costs_it_its_batch_and_nothing_el
     def generate(requests):
         if not twin.batches:
             run_shard(run.shard(0), run, twin, TWO)
-            assert pack_shard(run, 0)
+            assert pack_shard(run, prepared.info, 0)
         return [picture_of_another_card(picture) for picture in model(requests)]
 
     assert run_shard(run.shard(0), run, generate, ONE).done
@@ -157,12 +157,12 @@ def test_what_was_made_after_packing_is_found_in_a_further_tar(made):
     run.image_path("samples/000/000001.png").unlink()
     for _ in range(2):
         run_shard(run.shard(0), run, FakeModel(fail=["picture number 1"]), ONE)
-    assert pack_shard(run, 0), "a picture that failed three times is given up"
+    assert pack_shard(run, made.info, 0), "a picture that failed three times is given up"
     assert forget_failures(run, made.info) == 1
     assert not is_complete(run, made.info, 0)
     assert [image.index for image in missing(run)] == [1]
     run_shard(run.shard(0), run, FakeModel(), ONE)
-    assert pack_shard(run, 0)
+    assert pack_shard(run, made.info, 0)
     assert [tar.name for tar in tars(run, 0)] == ["00000.tar", "00000-1.tar"]
     assert [sorted(members(tar)) for tar in tars(run, 0)] == [[0, 2], [1]]
     assert sorted(packed(run, 0)) == [0, 1, 2]
@@ -175,7 +175,7 @@ def missing(run):
 
 @pytest.mark.parametrize("length", [0.3, 0.5, 0.9])
 def test_a_torn_tar_is_named_with_what_to_do(made, length):
-    pack_shard(made.run, 0)
+    pack_shard(made.run, made.info, 0)
     tar = made.run.tar_path(0)
     data = tar.read_bytes()
     tar.write_bytes(data[: int(len(data) * length) // 512 * 512])

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,14 @@ def test_sweeping_takes_what_was_begun_and_nothing_else(tmp_path):
     assert names(tmp_path) == [".b.png.0123456789ab.part", ".hidden", "a.png", "x.part"]
     assert files.sweep(tmp_path) == 1
     assert files.sweep(tmp_path / "nowhere") == 0
+
+
+def test_sweeping_can_leave_what_may_still_be_written(tmp_path):
+    for name, age in ((".a.0123456789ab.part", 30), (".a.0123456789ac.part", 0)):
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    assert files.sweep(tmp_path, {"a"}, older=10.0) == 1
+    assert names(tmp_path) == [".a.0123456789ac.part"]
 
 
 @pytest.mark.parametrize(("write", "step"), [(write_once, "link"), (write_atomically, "replace")])
