@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from jobs import pictures
 from jobs.pack import finish_shard, pack_run, pack_shard
 from jobs.pictures import indexed, is_complete, is_there, keep, members, own_files, packed, read, samples_in, tars
 from jobs.records import RecordBook, read_records
@@ -115,6 +116,27 @@ def test_a_writer_whose_file_is_packed_while_it_looks_finds_it_in_the_tar(made, 
 
     monkeypatch.setattr("jobs.pictures.sha256_of", pack_now)
     assert keep(run, image, b"made on another card") == sha256(content(image.request))
+
+
+@pytest.mark.parametrize("times", [1, 2, 100])
+def test_a_file_that_goes_before_it_is_looked_at_is_written_again_and_not_for_ever(made, monkeypatch, times):
+    run, image = made.run, made.run.shard(0).images[2]
+    real, data, gone = pictures.write_once, content(image.request), []
+
+    def written_and_gone(path, data):
+        if len(gone) < times:  # another's file stood there, and a user removes it
+            gone.append(path)
+            path.unlink(missing_ok=True)
+            return False
+        return real(path, data)
+
+    monkeypatch.setattr(pictures, "write_once", written_and_gone)
+    if times < 100:
+        assert keep(run, image, data) == sha256(data)
+        assert read(run, 0, image) == data
+    else:
+        with pytest.raises(RunError, match=r"000002\.png comes and goes: another process removes it; .* jobs resume"):
+            keep(run, image, data)
 
 
 def test_a_packed_shard_is_not_made_again_by_a_worker_that_comes_back(made):
