@@ -10,9 +10,9 @@ import re
 import subprocess
 import time
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
-from jobs.attendance import UPDATE_SECONDS, Attendance, read_attendances
+from jobs.attendance import UPDATE_SECONDS, Attendance, End, read_attendances
 from jobs.plan import parse_ranges
 from jobs.processes import works_here
 from jobs.reading import is_there, reading
@@ -39,6 +39,7 @@ ENDED = (
 )
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 NEVER = "DependencyNeverSatisfied"
+HELD_BY_USER = "JobHeldUser"
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ class JobState:
 
     @property
     def will_work(self) -> bool:
-        """Whether it is at work, or waits for something that may come."""
-        return self.state != "COMPLETING" and (self.running or (self.waiting and self.reason != NEVER))
+        """Whether it is at work, or waits for something that may come, which a job that Slurm itself holds does not."""
+        comes = self.waiting and self.reason != NEVER and (not self.held or self.reason == HELD_BY_USER)
+        return self.state != "COMPLETING" and (self.running or comes)
 
 
 def ask(command: Sequence[str], seconds: float = ASK_SECONDS) -> Optional[str]:
@@ -197,12 +199,30 @@ def busy_shards(run: RunDir, live: Optional[Dict[str, JobState]]) -> Set[int]:
     Where the queue could not be asked, those whose worker has given a sign of life of late.
     """
     attendances = read_attendances(run.workers)
-    coming = {job for job, state in (live or {}).items() if state.will_work}
+    coming = {job: state for job, state in (live or {}).items() if state.will_work}
     tasks = [task for submission in run.submissions() for task in submission["tasks"]] if coming else []
-    busy = {shard for task in tasks if task["job"] in coming for shard in task["shards"]}
+    given_up = _given_up(attendances, coming)
+    busy = {shard for task in tasks if task["job"] in coming for shard in task["shards"]} - given_up
     now = time.time()
     for each in attendances:
-        fresh = live is None and each.end is None and now - each.updated < SILENT_SECONDS
-        if job_id(each) in coming or works_here(run, each) or (fresh and each.job):
+        silent = live is None and bool(each.job) and now - each.updated < SILENT_SECONDS
+        here = each.end is None and (works_here(run, each) or silent)
+        again = each.end in (None, End.OUT_OF_TIME) or not _is_running(coming, job_id(each))
+        if here or (job_id(each) in coming and again):
             busy.update(each.shards)
     return busy
+
+
+def _given_up(attendances: Sequence[Attendance], coming: Mapping[str, JobState]) -> Set[int]:
+    """The shards of processes that have left for good while others of their task work on: nobody else is at them."""
+    newest = {(job_id(each), each.rank): each for each in sorted(attendances, key=lambda each: each.started)}
+    return {
+        shard
+        for (job, _), each in newest.items()
+        if _is_running(coming, job) and each.end not in (None, End.OUT_OF_TIME)
+        for shard in each.shards
+    }
+
+
+def _is_running(coming: Mapping[str, JobState], job: str) -> bool:
+    return job in coming and coming[job].running

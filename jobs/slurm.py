@@ -64,9 +64,7 @@ def _completed(command: Sequence[str], seconds: float = COMMAND_SECONDS) -> subp
     try:
         # With Python's own SIGPIPE, which is ignored, a command that munge hung up on, as it does on one that a busy
         # machine leaves without processor for 2 s, tries again; with the usual one it would die without a word.
-        done = subprocess.run(
-            list(command), capture_output=True, timeout=seconds, check=False, restore_signals=False
-        )
+        done = subprocess.run(list(command), capture_output=True, timeout=seconds, check=False, restore_signals=False)
     except FileNotFoundError as error:
         raise NotInstalledError(f"{command[0]} is not here: load the site's Slurm, or use cluster=local") from error
     except subprocess.TimeoutExpired as error:

@@ -12,16 +12,17 @@ import os
 import shlex
 import time
 from dataclasses import dataclass
-from typing import Callable, List, Mapping, MutableMapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, MutableMapping, Optional, Sequence, Tuple
 
 from jobs.attendance import Attendant, End, attend
 from jobs.card_use import CardWatch
 from jobs.config import Settings, read_settings
 from jobs.kernel_cache import kernel_cache
-from jobs.pack import finish_shard
+from jobs.pack import Finish, finish_shard
+from jobs.pictures import DamagedError, OnePass
 from jobs.place import Place, find_place, share, take_card, with_a_card, worker_name
 from jobs.rehearsal import REHEARSAL
-from jobs.rundir import RunDir, RunInfo
+from jobs.rundir import RunDir, RunInfo, shard_files
 from jobs.slurm import RunCommand, allocated_cards, job_end, remembering, run_command
 from jobs.spec import JobSpec
 from jobs.stop import Halt, Limits
@@ -77,30 +78,44 @@ def work(
 def _work_on(
     run: RunDir, info: RunInfo, spec: JobSpec, own: Sequence[int], attendant: Attendant, limits: Limits
 ) -> int:
-    todo = [shard for shard in own if not finish_shard(run, info, shard)]
+    names = OnePass()
+    ends = {shard: finish_shard(run, info, shard, names) for shard in own}
+    todo = [shard for shard in own if ends[shard] is Finish.LEFT]
     attendant.update(shards=tuple(own))
     rank = attendant.now.rank
     log.info("process %d: %d of its %d shards to do", rank, len(todo), len(own))
     for shard in set(own) - set(todo):
-        sweep_shard(run.shard(shard), run)
-    if not todo:
-        attendant.leave(End.DONE)
-        return 0
-    limits.check()
-    with kernel_cache(os.environ, run.path, rank):
-        with limits.droppable():
-            generate, device = load_generate(info, spec)
-        attendant.update(device=device, loading=time.time() - attendant.now.started)
-        planned = info.settings.spec.batch_size
-        room = min(planned, spec.batch_size)
-        worker = Worker(attendant.now.worker, device, planned, beat=_beat(attendant), room=room)
-        failed = 0
-        for shard in todo:
-            failed += run_shard(run.shard(shard), run, generate, worker, limits).failed
-            finish_shard(run, info, shard)
-    log.info("done: %d shards, %d pictures failed", len(todo), failed)
-    attendant.leave(End.DONE, f"{failed} pictures failed" if failed else "")
-    return GenerationError.exit_code if failed else 0
+        sweep_shard(shard_files(run, info, shard), run, shard)
+    if todo:
+        limits.check()
+        with kernel_cache(os.environ, run.path, rank):
+            ends.update(_make_shards(run, info, spec, todo, attendant, limits))
+    failed, damaged = attendant.now.failed, sum(end is Finish.DAMAGED for end in ends.values())
+    log.info("done: %d shards, %d pictures failed, %d shards damaged", len(todo), failed, damaged)
+    problems = [f"{failed} pictures failed"] * bool(failed) + [f"{damaged} shards damaged"] * bool(damaged)
+    attendant.leave(End.DONE, ", ".join(problems))
+    return GenerationError.exit_code if problems else 0
+
+
+def _make_shards(
+    run: RunDir, info: RunInfo, spec: JobSpec, todo: Sequence[int], attendant: Attendant, limits: Limits
+) -> Dict[int, Finish]:
+    """Load the model, go through the shards, and say how each of them ended."""
+    ends: Dict[int, Finish] = {}
+    with limits.droppable():
+        generate, device = load_generate(info, spec)
+    attendant.update(device=device, loading=time.time() - attendant.now.started)
+    planned = info.settings.spec.batch_size
+    room = min(planned, spec.batch_size)
+    worker = Worker(attendant.now.worker, device, planned, beat=_beat(attendant), room=room)
+    for shard in todo:
+        try:
+            run_shard(run.shard(shard), run, generate, worker, limits)
+            ends[shard] = finish_shard(run, info, shard)
+        except DamagedError as error:
+            log.error("%s", error)
+            ends[shard] = Finish.DAMAGED
+    return ends
 
 
 def _halted(halt: Halt, attendant: Attendant, limits: Limits) -> int:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Container, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Callable, Container, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from jobs.pictures import is_there, keep
 from jobs.records import RecordBook, ShardSummary
@@ -80,7 +80,7 @@ def run_shard(
             book.flush(at_once=True)  # still being tried are the pictures that may have been the reason
         raise
     summary = book.leave()
-    sweep_shard(shard, run)
+    sweep_shard((run.image_path(image.file) for image in shard.images), run, shard.index)
     return summary
 
 
@@ -169,12 +169,11 @@ def batches(images: Sequence[PlannedImage], batch_size: int) -> Iterator[List[Pl
             yield group[start : start + batch_size]
 
 
-def sweep_shard(shard: Shard, run: RunDir) -> None:
-    """Remove what killed workers of this shard have begun and not finished. One listing a folder of pictures."""
-    sweep(run.records_path(shard.index).parent, {run.records_path(shard.index).name})
+def sweep_shard(files: Iterable[Path], run: RunDir, shard: int) -> None:
+    """Remove what killed workers of a shard, whose `files` are given, have begun. One listing a folder of pictures."""
+    sweep(run.records_path(shard).parent, {run.records_path(shard).name})
     names: Dict[Path, Set[str]] = {}
-    for image in shard.images:
-        path = run.image_path(image.file)
+    for path in files:
         names.setdefault(path.parent, set()).add(path.name)
     for folder, begun in names.items():
         sweep(folder, begun)

@@ -33,8 +33,8 @@ def add(commands: Subparsers) -> None:
     worker = add_command(commands, "work", work, "make pictures here: in a job, or by srun in an salloc")
     with_settings(of_run(worker))
     worker.add_argument("--shard", metavar="N", help="only these shards, as 3 or 0-3,7")
-    with_settings(of_run(add_command(commands, "notify", notify, "tell the webhook of a run how it stands")))
     worker.add_argument("--part", metavar="K/N", default="0/1", help="only one of N parts of them, K from 0")
+    with_settings(of_run(add_command(commands, "notify", notify, "tell the webhook of a run how it stands")))
 
 
 def run_in_job(words: List[str]) -> None:
@@ -131,6 +131,7 @@ def work(options: argparse.Namespace) -> int:
 def notify(options: argparse.Namespace) -> int:
     from jobs.config import read_settings
     from jobs.notify import notify as tell
+    from jobs.notify import summary_of
     from jobs.report import make_report
     from jobs.rundir import RunDir
 
@@ -139,12 +140,7 @@ def notify(options: argparse.Namespace) -> int:
     url = read_settings(options.settings, info.settings).spec.webhook
     if url is None:
         raise ConfigError("there is nobody to tell: give webhook=URL")
-    report = make_report(run, info)
-    told = {
-        name: getattr(report, name)
-        for name in ("planned", "done", "flagged", "failed", "missing", "card_hours", "cost")
-    }
-    tell(url, {"run": str(run.path), **told})
+    tell(url, summary_of(run, make_report(run, info)))
     return 0
 
 
@@ -173,6 +169,8 @@ def start(run: RunDir, info: RunInfo, settings: Settings) -> int:
         log.info("nothing is missing")
         sweep_run(run)
         return max(_finish(run, info), _after(run, settings))
+    if run.pause_path.exists():
+        raise RunError(f"the run is paused; python -m jobs resume {shlex.quote(str(shown(run.path)))} goes on")
     if settings.profile.scheduler == "slurm":
         return _submit(run, info, settings, shards)
     with Progress(run, info) as progress:

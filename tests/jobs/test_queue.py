@@ -57,8 +57,8 @@ def test_the_lines_of_squeue_are_read():
         ("COMPLETING", "", "running"),
         ("PENDING", "Resources", "waiting, will work"),
         ("PENDING", "JobHeldUser", "waiting, held, will work"),
-        ("PENDING", "job requeued in held state", "waiting, held, will work"),
-        ("PENDING", "launch failed requeued held", "waiting, held, will work"),
+        ("PENDING", "job requeued in held state", "waiting, held"),
+        ("PENDING", "launch failed requeued held", "waiting, held"),
         ("PENDING", "DependencyNeverSatisfied", "waiting"),
         ("COMPLETED", "", ""),
         ("NODE_FAIL", "", ""),
@@ -197,6 +197,23 @@ def test_shards_of_a_rendered_files_tasks_are_known_by_their_workers(tmp_path):
     attended(run, job="40", task="2", shards=(2,), end=End.OUT_OF_TIME)
     live = {"40_0": job("RUNNING"), "40_2": job("PENDING", "BeginTime")}
     assert busy_shards(run, live) == {0, 2}
+
+
+def test_shards_whose_process_has_left_are_free_though_others_of_its_task_work_on(tmp_path):
+    """Two cards: one process failed, the other has an hour to go."""
+    run = prepare(tmp_path).run
+    task = {"job": "12_0", "shards": [0, 1], "logs": []}
+    run.add_submission({"submitted": "", "scheduler": "slurm", "tasks": [task], "script": ""})
+    attended(run, job="12", task="0", rank=0, shards=(0,), end=End.ERROR)
+    attended(run, job="12", task="0", rank=1, shards=(1,))
+    assert busy_shards(run, {"12_0": job("RUNNING")}) == {1}
+    assert busy_shards(run, {"12_0": job("PENDING", "BeginTime")}) == {0, 1}, "it is started anew with both"
+
+
+def test_an_interrupted_step_of_an_allocation_keeps_nothing(tmp_path):
+    run = prepare(tmp_path).run
+    attended(run, job="77", task="", shards=(0, 1), end=End.TOLD_TO_STOP)
+    assert busy_shards(run, {"77": job("RUNNING")}) == set()
 
 
 def test_without_a_queue_a_fresh_sign_of_life_counts(tmp_path):

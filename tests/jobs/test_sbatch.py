@@ -153,7 +153,7 @@ sys.exit({status})
         (folder / "bin" / "srun").chmod(0o755)
         asked = shlex.quote(str(folder / "scontrol"))
         (folder / "bin" / "scontrol").write_text(
-            f'#!/bin/sh\necho "$@" >> {asked}\n[ "$1" != show ] || echo "   Requeue=1 Restarts={restarts} BatchFlag=1"\n'
+            f'#!/bin/sh\necho "$@" >> {asked}\n[ "$1" != show ] || echo "   Requeue=1 Restarts={restarts} Batch=1"\n'
         )
         (folder / "bin" / "scontrol").chmod(0o755)
 

@@ -314,3 +314,14 @@ def test_what_killed_workers_left_in_a_finished_shard_is_swept(tmp_path, model):
     assert all(path.exists() for path in left)
     work(prepared.run, shards=[1])
     assert not any(path.exists() for path in left)
+
+
+def test_a_damaged_shard_is_named_and_the_others_are_made(tmp_path, model, caplog):
+    prepared = prepare(tmp_path, "output=webdataset")
+    assert work(prepared.run, shards=[0]) == 0
+    tar = prepared.run.tar_path(0)
+    tar.write_bytes(tar.read_bytes()[:1000])
+    assert work(prepared.run) == 4
+    assert done(prepared) == [0, 1, 2]
+    assert f"{tar} is damaged" in caplog.text
+    assert "1 shards damaged" in attendances(prepared)[-1].message

@@ -290,6 +290,7 @@ def test_a_picture_that_another_worker_recorded_and_whose_file_went_is_made(run)
 def test_two_workers_of_a_shard_meet_instead_of_making_everything_twice(tmp_path, monkeypatch):
     """Each batch takes 20 ms; side by side in the same order, the two would make 120 pictures of 60."""
     monkeypatch.setattr("jobs.records.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("jobs.records.FLUSH_SHARE", 0)
     run = prepare(tmp_path, "images_per_shard=60", count=60).run
     models = {name: FakeModel() for name in ("one", "two")}
 
