@@ -13,7 +13,7 @@ import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Type, TypeVar, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 from jobs.spec import HOW, ClusterProfile, JobSpec
 from ldm.errors import ConfigError
@@ -75,35 +75,37 @@ def build(kind: Type[T], values: Iterable[Value], base: Optional[T] = None) -> T
     Raises ConfigError for a key that `kind` does not have, with the nearest that it has, and for a value of another
     type.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    tree = _tree(kind.__name__)
-    given: Set[str] = set()
+    given: Dict[str, Any] = {}
     for key, value, where in values:
         refuse_unknown(key, _fields(kind), "key")
         value = _without_words_of_yaml(kind, key, value, where)
-        try:
-            _refuse_missing(kind, key, value)
-            OmegaConf.update(tree, key, _literal(value), merge=False)
-        except (OmegaConfBaseException, ValueError) as error:
-            raise ConfigError(
-                f"{key} must be {_kind_name(kind, key)}, got {value!r}{where and f' ({where})'}"
-            ) from error
-        given.add(key)
-    # Not to_object: a text of three question marks is a text here, and would be a value that is missing there.
-    converted = typing.cast(Dict[str, Any], OmegaConf.to_container(tree, resolve=True)) if given else {}
-    return kind(**{**(vars(base) if base else {}), **{key: converted[key] for key in given}})
+        given[key] = value if _fits(kind, key, value) else _converted(kind, key, value, where)
+    return kind(**{**(vars(base) if base else {}), **given})
 
 
-@functools.lru_cache(maxsize=None)
-def _tree(name: str) -> Any:
-    """OmegaConf's view of a kind's types. It is slow to make, and its values are read only behind being set."""
+def _fits(kind: type, key: str, value: Any) -> bool:
+    """Whether a value has its field's type as it is: most have, and OmegaConf costs a tenth of a second to import."""
+    hint, optional = _hint(kind, key)
+    if value is None:
+        return optional
+    entries = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return type(value) is hint and all(type(entry) is str for entry in entries)
+
+
+def _converted(kind: type, key: str, value: Any, where: str) -> Any:
+    """A value as OmegaConf turns it into its field's type."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    tree = OmegaConf.structured({kind.__name__: kind for kind in (JobSpec, ClusterProfile)}[name])
+    tree = OmegaConf.structured(kind)
     OmegaConf.set_readonly(tree, False)
-    return tree
+    try:
+        _refuse_missing(kind, key, value)
+        OmegaConf.update(tree, key, _literal(value), merge=False)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{key} must be {_kind_name(kind, key)}, got {value!r}{where and f' ({where})'}") from error
+    # Not to_object: a text of three question marks is a text here, and would be a value that is missing there.
+    return typing.cast(Dict[str, Any], OmegaConf.to_container(tree, resolve=True))[key]
 
 
 def _without_words_of_yaml(kind: type, key: str, value: Any, where: str) -> Any:
@@ -213,12 +215,16 @@ def _profile_values(pairs: List[Tuple[str, str]], profile: ClusterProfile) -> Li
 
 
 def _parse(kind: type, key: str, text: str) -> Any:
-    """A word's value: text to the letter, a list or a map as YAML, the rest as OmegaConf reads it; null is None."""
+    """A word's value: text to the letter, a list or a map as YAML, a plain number, the rest as OmegaConf reads it;
+    null is None.
+    """
     import yaml
 
     hint, optional = _hint(kind, key)
     if optional and text == "null":
         return None
+    if hint in (int, float) and re.fullmatch(r"-?\d{1,15}" if hint is int else r"-?\d{1,15}(\.\d{1,15})?", text):
+        return hint(text)
     if hint not in (list, dict):
         return text
     try:

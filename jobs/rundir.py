@@ -89,6 +89,7 @@ class RunDir:
         self.logs = self.path / "logs"
         self.workers = self.path / "workers"
         self.pause_path = self.path / "pause"
+        self._info: Optional[RunInfo] = None
 
     def image_path(self, file: str) -> Path:
         return self.path / file
@@ -101,7 +102,12 @@ class RunDir:
         return self.path / "records" / f"shard-{shard:05}.jsonl"
 
     def info(self) -> RunInfo:
-        """What was planned here; RunError if this is no run folder, or one of another version."""
+        """What was planned here, read once, for it never changes; RunError if this is no run folder, or another's."""
+        if self._info is None:
+            self._info = self._read_info()
+        return self._info
+
+    def _read_info(self) -> RunInfo:
         if not patiently(self.info_path, lambda path: path.is_file()):
             raise RunError(f"{self.path} is no run folder: it has no run.yaml")
         values = read_yaml(self.info_path)
