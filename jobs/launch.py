@@ -19,7 +19,7 @@ from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, 
 
 from jobs.advice import site_advice
 from jobs.config import Settings
-from jobs.pictures import is_complete
+from jobs.pictures import OnePass, is_complete
 from jobs.plan import index_ranges
 from jobs.reading import is_there, reading
 from jobs.rundir import RunDir, RunInfo
@@ -53,7 +53,8 @@ class ArrayTask:
 
 def missing_shards(run: RunDir, info: RunInfo) -> List[int]:
     """The shards that have something left to make."""
-    return [shard for shard in range(info.plan.shards) if not is_complete(run, info, shard)]
+    names = OnePass()
+    return [shard for shard in range(info.plan.shards) if not is_complete(run, info, shard, names)]
 
 
 @dataclass(frozen=True)
