@@ -60,15 +60,17 @@ def expected_start(directives: Mapping[str, str]) -> Optional[str]:
     return found.group(1) if found else None
 
 
-def _completed(command: Sequence[str], seconds: float = COMMAND_SECONDS) -> subprocess.CompletedProcess[bytes]:
+def _completed(command: Sequence[str], seconds: Optional[float] = None) -> subprocess.CompletedProcess[bytes]:
     try:
         # With Python's own SIGPIPE, which is ignored, a command that munge hung up on, as it does on one that a busy
         # machine leaves without processor for 2 s, tries again; with the usual one it would die without a word.
-        done = subprocess.run(list(command), capture_output=True, timeout=seconds, check=False, restore_signals=False)
+        done = subprocess.run(
+            list(command), capture_output=True, timeout=seconds or COMMAND_SECONDS, check=False, restore_signals=False
+        )
     except FileNotFoundError as error:
         raise NotInstalledError(f"{command[0]} is not here: load the site's Slurm, or use cluster=local") from error
     except subprocess.TimeoutExpired as error:
-        raise SchedulerError(f"{command[0]} gave no answer within {seconds} s") from error
+        raise SchedulerError(f"{command[0]} gave no answer within {seconds or COMMAND_SECONDS} s") from error
     if done.returncode:
         raise SchedulerError(f"{' '.join(command)}: {' '.join(done.stderr.decode('utf-8', 'replace').split())}")
     return done

@@ -63,6 +63,7 @@ def work(
                 return 0
             attendant.update(rank=seat.place.rank, card=seat.card)
             own = _own_shards(info, shards, seat.place, part)
+            log.info("process %d of %d: %d shards are its share", seat.place.rank, seat.place.processes, len(own))
             spec = dataclasses.replace(settings.spec, device=seat.device)
             return _work_on(run, info, spec, own, attendant, limits)
         except Halt as halt:
@@ -82,13 +83,12 @@ def _work_on(
     ends = {shard: finish_shard(run, info, shard, names) for shard in own}
     todo = [shard for shard in own if ends[shard] is Finish.LEFT]
     attendant.update(shards=tuple(own))
-    rank = attendant.now.rank
-    log.info("process %d: %d of its %d shards to do", rank, len(todo), len(own))
+    log.info("%d of %d shards to do", len(todo), len(own))
     for shard in set(own) - set(todo):
         sweep_shard(shard_files(run, info, shard), run, shard)
     if todo:
         limits.check()
-        with kernel_cache(os.environ, run.path, rank):
+        with kernel_cache(os.environ, run.path, attendant.now.rank):
             ends.update(_make_shards(run, info, spec, todo, attendant, limits))
     failed, damaged = attendant.now.failed, sum(end is Finish.DAMAGED for end in ends.values())
     log.info("done: %d shards, %d pictures failed, %d shards damaged", len(todo), failed, damaged)

@@ -81,7 +81,7 @@ def test_two_nodes_of_an_allocation_share_the_shards(login: LoginNode) -> None:
     run = planned_run(login)
     allocation = ("salloc", "-N", "2", "--ntasks-per-node=2", "--gres=dcu:2", "srun")
     said = login.jobs("work", str(run), before=allocation)
-    assert sorted(re.findall(r"process (\d) of (\d): (\d) of its", said)) == [
+    assert sorted(re.findall(r"process (\d) of (\d): (\d) shards are its share", said)) == [
         ("0", "4", "1"),
         ("1", "4", "1"),
         ("2", "4", "1"),
@@ -94,7 +94,9 @@ def test_two_nodes_with_unlike_numbers_of_tasks_leave_no_shard_out(login: LoginN
     """4 tasks as 3 and 1 on nodes of 2 cards: three of them work."""
     run = planned_run(login)
     said = login.jobs("work", str(run), before=("salloc", "-N", "2", "-n", "4", "--gres=dcu:2", "srun"))
-    assert sorted(re.findall(r"process (\d) of (\d): (\d) of its", said)) == [(str(r), "3", "1") for r in range(3)]
+    assert sorted(re.findall(r"process (\d) of (\d): (\d) shards are its share", said)) == [
+        (str(r), "3", "1") for r in range(3)
+    ]
     assert said.count("has no card of its own: 2 are here") == 1
     assert faults(run, planned=len(PROMPTS)) == []
 
