@@ -18,8 +18,7 @@ from jobs.queue import JobState
 from tests.jobs.crew import attendance
 from tests.jobs.support import prepare
 
-NOW = time.time()
-LONG_AGO = NOW - 3600
+LONG_AGO, SOON = -3600.0, 5.0  # seconds from now
 
 
 def job(state="RUNNING", node="dcu1"):
@@ -40,7 +39,7 @@ def job(state="RUNNING", node="dcu1"):
         ({}, {"12_0": job("PENDING", node="")}, Presence.LOST),
         ({}, {"12_0": job("NODE_FAIL")}, Presence.LOST),
         ({"host": "dcu2"}, {"12_0": job()}, Presence.LOST),
-        ({"started": NOW + 5}, {}, Presence.AT_WORK),
+        ({"started": SOON}, {}, Presence.AT_WORK),
         ({}, None, Presence.AT_WORK),
         ({"updated": LONG_AGO}, None, Presence.SILENT),
         ({"job": "", "task": "", "host": "elsewhere"}, {}, Presence.AT_WORK),
@@ -50,19 +49,20 @@ def job(state="RUNNING", node="dcu1"):
     ids=lambda value: value.name if isinstance(value, Presence) else None,
 )
 def test_where_a_process_is(tmp_path, changes, live, presence):
-    run = prepare(tmp_path).run
-    [(_, found)] = presences(run, [attendance(**changes)], live, NOW)
+    run, now = prepare(tmp_path).run, time.time()
+    changes = {name: now + value if isinstance(value, float) else value for name, value in changes.items()}
+    [(_, found)] = presences(run, [attendance(**changes)], live, now)
     assert found is presence
 
 
 def test_a_process_whose_place_another_took_later_was_lost(tmp_path):
-    run = prepare(tmp_path).run
-    first = attendance(started=NOW - 600, updated=NOW - 500, pid=1)
-    other = attendance(started=NOW - 599, rank=1, pid=2)
-    second = attendance(started=NOW - 400, pid=3)
+    run, now = prepare(tmp_path).run, time.time()
+    first = attendance(started=now - 600, updated=now - 500, pid=1)
+    other = attendance(started=now - 599, rank=1, pid=2)
+    second = attendance(started=now - 400, pid=3)
     live = {"12_0": job()}
-    assert lost_workers(run, [first, other, second], live, NOW) == [first]
-    assert [each for each, _ in presences(run, [first, other, second], live, NOW)] == [first, other, second]
+    assert lost_workers(run, [first, other, second], live, now) == [first]
+    assert [each for each, _ in presences(run, [first, other, second], live, now)] == [first, other, second]
 
 
 @contextlib.contextmanager
@@ -82,7 +82,7 @@ def test_a_living_process_of_this_machine_is_at_work(tmp_path, relative):
     word = os.path.join("outputs", run.path.name) if relative else str(run.path)
     with started(cwd=tmp_path, word=word) as each:
         assert works_here(run, each)
-        assert lost_workers(run, [each], {}, NOW) == []
+        assert lost_workers(run, [each], {}, time.time()) == []
     assert not works_here(run, each)
     assert lost_workers(run, [each], {}, time.time()) == [each]
 
