@@ -12,17 +12,22 @@ from jobs.status import Status, make_status
 from jobs.status_text import format_line, format_status
 
 LINE_SECONDS = 60.0
-EVERY_SECONDS = 5.0
 
 
 def watch(
-    run: RunDir, info: RunInfo, output: TextIO, every: float, sleep: Callable[[float], None] = time.sleep
+    run: RunDir,
+    info: RunInfo,
+    output: TextIO,
+    every: float,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Status:
     """Show the run every so many seconds until it is finished, or nothing of it runs or waits any more; its last state.
 
     Where the queue cannot be asked only a finished run ends this, and the user.
     """
     on_screen = is_screen(output)
+    shown = -LINE_SECONDS
     with contextlib.ExitStack() as stack:
         screen = stack.enter_context(Screen(output)) if on_screen else None
         while True:
@@ -32,12 +37,13 @@ def watch(
                 report = status.report
                 settled = report.done + report.failed
                 screen.show(settled, report.planned, f"{100 * settled // report.planned} %", format_status(status))
-            else:
+            elif over or clock() - shown >= LINE_SECONDS:
+                shown = clock()
                 output.write("\n".join(format_status(status) if over else [format_line(status)]) + "\n")
                 output.flush()
             if over:
                 return status
-            sleep(every if on_screen else max(every, LINE_SECONDS))
+            sleep(every)
 
 
 def is_over(status: Status) -> bool:

@@ -23,7 +23,9 @@ def add(commands: Subparsers) -> None:
     seen = of_run(add_command(commands, "status", status, "say what is done, who is at work and where, what waits"))
     seen.add_argument("--json", action="store_true", help="print the same as JSON")
     watched = of_run(add_command(commands, "watch", watch, "show the status again and again until the run is over"))
-    watched.add_argument("--every", metavar="S", type=float, default=5.0, help="seconds between looks (5)")
+    watched.add_argument(
+        "--every", metavar="S", type=float, default=15.0, help="seconds between looks, each of which asks squeue (15)"
+    )
     logged = of_run(add_command(commands, "logs", logs, "show the last lines of the run's logs, newest first"))
     logged.add_argument("--failed", action="store_true", help="only why tasks did not finish, equal reasons together")
     logged.add_argument("--shard", metavar="N", type=int, help="only the logs of this shard")
