@@ -15,6 +15,7 @@ import pytest
 
 from tests.integration.login_node import LoginNode, Submission, faults, leftovers, log_text, pictures, records
 from tests.slurm_lab.cluster import SlurmLab
+from tests.slurm_lab.fixtures import require_slurm
 from tests.slurm_lab.processes import eventually, is_running
 
 pytestmark = pytest.mark.slurm
@@ -24,9 +25,17 @@ SLOW = "steps=1000", "batch_size=1", "images_per_shard=10"
 PROMPTS = tuple(f"picture {number}" for number in range(10))
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[SlurmLab]:
+    """A cluster of its own: nodes crash here, after which Slurm 22.05 may take an idle one's cards for used."""
+    require_slurm()
+    with SlurmLab(accounting=False) as lab:
+        yield lab
+
+
 @pytest.fixture
-def login(slurm: SlurmLab, tmp_path: Path) -> LoginNode:
-    return LoginNode(slurm, tmp_path)
+def login(cluster: SlurmLab, tmp_path: Path) -> LoginNode:
+    return LoginNode(cluster, tmp_path)
 
 
 @pytest.fixture
