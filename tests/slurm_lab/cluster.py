@@ -21,6 +21,9 @@ from tests.slurm_lab.machine import MOST_NODES, LabError, clean_environment, res
 from tests.slurm_lab.processes import PATIENCE_S
 
 HERE = Path(__file__).parent
+# A node refuses a job that begins in the second in which it lost it ("Job credential revoked"), and Slurm then gives it
+# up as FAILED: it is what the pause before a requeued job is for.
+CREDENTIAL_S = 2.0
 ENDED = frozenset(
     ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"]
 )
@@ -177,6 +180,7 @@ class SlurmLab:
     def start_again(self, job: str) -> None:
         """Wait until Slurm has put the job, which its node lost, back into the queue, and have it start at once."""
         self.wait_for(job, {"PENDING"})
+        time.sleep(CREDENTIAL_S)
         self.output("scontrol", "update", f"jobid={job}", "starttime=now")
 
     def export_devices(self, wanted: bool) -> None:
