@@ -12,7 +12,6 @@ put_back() {
   for seconds in 5 20 60; do
     if scontrol requeue "$1"; then
       echo "jobs: the time was up, job $1 goes on from the queue" >&2
-      sleep 600 # Slurm ends this script; if it ended by itself first, that would be the end of the job
       return 0
     fi
     sleep "$seconds" # every task of an array may reach its limit in this moment

@@ -156,8 +156,6 @@ sys.exit({status})
             f'#!/bin/sh\necho "$@" >> {asked}\n[ "$1" != show ] || echo "   Requeue=1 Restarts={restarts} Batch=1"\n'
         )
         (folder / "bin" / "scontrol").chmod(0o755)
-        (folder / "bin" / "sleep").write_text(f'#!/bin/sh\necho "sleep $@" >> {asked}\n')
-        (folder / "bin" / "sleep").chmod(0o755)
 
     def run(self, text: str, task: int = 3) -> subprocess.CompletedProcess[str]:
         (self.folder / "job").write_text(text)
@@ -192,9 +190,7 @@ def test_the_exit_status_of_the_work_is_that_of_the_job(tmp_path, status):
 def test_a_job_whose_time_was_up_puts_itself_back_into_the_queue(tmp_path, status):
     done = Bash(tmp_path, status).run(job(tmp_path))
     assert done.returncode == 75
-    assert (tmp_path / "scontrol").read_text() == ("show job 12_3\nrequeue 12_3\nsleep 600\n"), (
-        "Slurm ends the script: one that ends by itself ends its job"
-    )
+    assert (tmp_path / "scontrol").read_text() == "show job 12_3\nrequeue 12_3\n"
     assert "job 12_3 goes on from the queue" in done.stderr
 
 
