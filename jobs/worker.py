@@ -161,9 +161,7 @@ def batches(images: Sequence[PlannedImage], batch_size: int) -> Iterator[List[Pl
     """Pictures that can be sampled together (same size, sampler and strength), at most `batch_size` at a time."""
     alike: Dict[Any, List[PlannedImage]] = {}
     for image in images:
-        request = image.request
-        strength = request.init.strength if request.init else None
-        alike.setdefault((request.height, request.width, request.sampler, strength), []).append(image)
+        alike.setdefault(image.request.batch_key, []).append(image)
     for group in alike.values():
         for start in range(0, len(group), batch_size):
             yield group[start : start + batch_size]

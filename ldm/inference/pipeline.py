@@ -282,8 +282,7 @@ def _batches(requests: Sequence[GenerationRequest]) -> List[List[int]]:
     """Indices of the requests that can be sampled together, groups and members in the order of the requests."""
     groups: Dict[Tuple[Any, ...], List[int]] = {}
     for i, request in enumerate(requests):
-        strength = None if request.init is None else request.init.strength
-        groups.setdefault((request.height, request.width, request.sampler, strength), []).append(i)
+        groups.setdefault(request.batch_key, []).append(i)
     return list(groups.values())
 
 

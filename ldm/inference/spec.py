@@ -12,7 +12,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring, encode_basestring_ascii
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from ldm.errors import RequestError
 
@@ -105,6 +105,11 @@ class GenerationRequest:
         check_size("width", self.width)
         if self.init is not None:
             self.init.steps_of(self.sampler.steps)
+
+    @property
+    def batch_key(self) -> Tuple[Any, ...]:
+        """Equal for requests that can be sampled together: those of one size, sampler and strength."""
+        return self.height, self.width, self.sampler, None if self.init is None else self.init.strength
 
     @property
     def request_id(self) -> str:
