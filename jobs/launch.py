@@ -24,7 +24,7 @@ from jobs.plan import index_ranges
 from jobs.reading import is_there, reading
 from jobs.rundir import RunDir, RunInfo
 from jobs.sbatch import directives, setup_blocks, worker_words
-from jobs.sizing import arrays_of, with_cards_for
+from jobs.sizing import Speed, arrays_of, with_cards_for
 from jobs.slurm import NotInstalledError, run_command, submit_array, submitit_parameters
 from jobs.spec import POST_STEPS, JobSpec
 from jobs.speed import kind_of
@@ -59,12 +59,15 @@ def missing_shards(run: RunDir, info: RunInfo) -> List[int]:
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be started of a run: which shards, how many a process goes through, and which nodes to keep off."""
+    """What is to be started of a run: which shards, how many a process goes through, and which nodes to keep off; and
+    the speed that this was worked out with, None where it is not known.
+    """
 
     shards: Tuple[int, ...]
     per_process: int = 1
     links: int = 1  # jobs one behind the other, each going on where the one before had to stop
     exclude: Tuple[str, ...] = ()
+    speed: Optional[Speed] = None
 
 
 def asked_of_slurm(run: RunDir, settings: Settings, order: Order) -> Dict[str, str]:

@@ -67,7 +67,7 @@ def place_order(
     bad = failing_nodes(attendances, lost_workers(run, attendances, live, asked))
     for node, failures in bad.items():
         log.warning("%d workers have failed on node %s: it is left out of this submission", failures, node)
-    return Order(tuple(shards[: load.shards]), load.per_process, load.links, tuple(sorted(bad)))
+    return Order(tuple(shards[: load.shards]), load.per_process, load.links, tuple(sorted(bad)), speed)
 
 
 def _free_jobs(run: RunDir, settings: Settings, live: Dict[str, JobState]) -> Optional[int]:
@@ -93,8 +93,7 @@ def parts_of(run: RunDir, info: RunInfo, settings: Settings) -> int:
 
 def forecast(run: RunDir, info: RunInfo, settings: Settings, order: Order) -> List[str]:
     """What an order will cost, and when Slurm would begin with it if it were submitted now, as lines for people."""
-    profile, spec = settings.profile, with_cards_for(settings.spec, len(order.shards))
-    speed = known_speed(spec, profile, info.model, run)
+    profile, spec, speed = settings.profile, with_cards_for(settings.spec, len(order.shards)), order.speed
     lines = []
     if speed is None:
         lines.append(
