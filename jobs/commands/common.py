@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable
 
+from ldm.errors import ConfigError
+
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -39,6 +41,12 @@ def with_settings(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The command takes key=value words, as `settings`."""
     command.add_argument("settings", metavar="KEY=VALUE", nargs="*", help=SETTINGS)
     return command
+
+
+def check_at_least_one(flag: str, value: int) -> None:
+    """Refuse an option's number below 1."""
+    if value < 1:
+        raise ConfigError(f"{flag} must be at least 1, got {value}")
 
 
 def counted(number: int, noun: str) -> str:

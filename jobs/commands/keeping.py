@@ -6,8 +6,8 @@ import argparse
 import shlex
 from typing import TYPE_CHECKING
 
-from jobs.commands.common import add_command, counted, of_run, shown
-from ldm.errors import ConfigError, GenerationError
+from jobs.commands.common import add_command, check_at_least_one, counted, of_run, shown
+from ldm.errors import GenerationError
 
 if TYPE_CHECKING:
     from jobs.commands.common import Subparsers
@@ -26,8 +26,7 @@ def verify(options: argparse.Namespace) -> int:
     from jobs.rundir import RunDir
     from jobs.verify import verify_run
 
-    if options.processes < 1:
-        raise ConfigError(f"--processes must be at least 1, got {options.processes}")
+    check_at_least_one("--processes", options.processes)
     run = RunDir(options.subject)
     info = run.info()
     findings = verify_run(run, info, options.processes)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Sequence
 
-from jobs.commands.common import add_command, of_run, shown
+from jobs.commands.common import add_command, check_at_least_one, of_run, shown
 from ldm.errors import ConfigError, GenerationError, RunError
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ def logs(options: argparse.Namespace) -> int:
     from jobs.rundir import RunDir
     from jobs.status import why_unfinished
 
-    if options.lines < 1:
-        raise ConfigError(f"--lines must be at least 1, got {options.lines}")
+    check_at_least_one("--lines", options.lines)
     run = RunDir(options.subject)
     info = run.info()
     attendances = read_attendances(run.workers)
@@ -93,8 +92,7 @@ def report(options: argparse.Namespace) -> int:
     from jobs.report import format_totals
     from jobs.rundir import RunDir
 
-    if options.pictures < 1:
-        raise ConfigError(f"--pictures must be at least 1, got {options.pictures}")
+    check_at_least_one("--pictures", options.pictures)
     run = RunDir(options.subject)
     info = run.info()
     clip = None
@@ -122,8 +120,7 @@ def grid(options: argparse.Namespace) -> int:
     from jobs.report import make_report
     from jobs.rundir import RunDir
 
-    if options.sheets < 1:
-        raise ConfigError(f"--sheets must be at least 1, got {options.sheets}")
+    check_at_least_one("--sheets", options.sheets)
     run = RunDir(options.subject)
     info = run.info()
     sheets = make_sheets(run, info, options.sheets)
