@@ -36,6 +36,7 @@ def main(words: Sequence[str]) -> int:
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     """argparse gives up on key=value words behind an option; they are settings wherever they stand."""
     parser = argparse.ArgumentParser(prog="python -m jobs", description=DESCRIPTION)
+    parser.set_defaults(main=main)  # a command may run others: in a job, or behind the last picture
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.required = True
     for group in (making, seeing, steering, keeping, site):

@@ -5,7 +5,7 @@
       plan.jsonl                  planner, once     one planned picture a line, by ascending index and shard
       submissions.jsonl           launcher          one line a submission
       samples/000/000123.png      owning worker     whole or absent
-      samples/00012.tar           owning worker     see jobs.pictures; takes the place of a shard's pictures
+      samples/00012.tar           owning worker     see jobs.storage.pictures; takes the place of a shard's pictures
       samples/index.json          likewise          the tars
       records/shard-00012.jsonl   owning worker     see jobs.records
       workers/<job>/...json       each process       see jobs.attendance

@@ -21,6 +21,11 @@ FLOOR = frozenset({"ldm.errors", "ldm.inference.spec"})
 MODULES = FLOOR | {"ldm.util"}
 MODELS = MODULES | {"ldm.modules"}
 INFERENCE = MODELS | {"ldm.models", "ldm.lr_scheduler"}
+# The packages of jobs, from the ground up: each may import those before it. What stands in none of them is the ground.
+JOBS = (
+    *("jobs", "jobs.storage", "jobs.cluster", "jobs.worker", "jobs.submit", "jobs.proof", "jobs.state", "jobs.pages"),
+    *("jobs.doctor", "jobs.commands", "jobs.cli", "jobs.__main__"),
+)
 LAYERS: Dict[str, FrozenSet[str]] = {
     "ldm.errors": frozenset(),
     "ldm.inference.spec": frozenset({"ldm.errors"}),
@@ -30,8 +35,8 @@ LAYERS: Dict[str, FrozenSet[str]] = {
     "ldm.models": MODELS,
     "ldm.training": INFERENCE,
     "ldm.inference": INFERENCE,
-    "jobs": INFERENCE | {"ldm.inference"},
-    "scripts": INFERENCE | {"ldm.inference", "ldm.training", "jobs"},
+    **{layer: INFERENCE | {"ldm.inference", *JOBS[:floor]} for floor, layer in enumerate(JOBS)},
+    "scripts": INFERENCE | {"ldm.inference", "ldm.training", *JOBS},
 }
 
 # What Python 3.8 lacks, that parsing alone does not show.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Callable, Sequence
 
 from ldm.errors import ConfigError
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 Run = Callable[[argparse.Namespace], int]
+Main = Callable[[Sequence[str]], int]  # the words behind "python -m jobs" in, the exit status out
 
 SETTINGS = "any setting, as steps=30 or cluster.partition=x; cluster=NAME chooses a profile, job=FILE reads a job file"
 PROMPTS = "one prompt a line (.txt), or one JSON object of request fields a line (.jsonl)"

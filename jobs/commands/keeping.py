@@ -22,9 +22,9 @@ def add(commands: Subparsers) -> None:
 
 
 def verify(options: argparse.Namespace) -> int:
-    from jobs.findings import format_findings
+    from jobs.proof.findings import format_findings
+    from jobs.proof.verify import verify_run
     from jobs.rundir import RunDir
-    from jobs.verify import verify_run
 
     check_at_least_one("--processes", options.processes)
     run = RunDir(options.subject)
@@ -36,8 +36,8 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def pack(options: argparse.Namespace) -> int:
-    from jobs.pack import pack_run
     from jobs.rundir import RunDir
+    from jobs.storage.pack import pack_run
 
     run = RunDir(options.subject)
     info = run.info()

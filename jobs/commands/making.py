@@ -8,16 +8,17 @@ import shlex
 import signal
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, List, Sequence, Tuple
 
 from jobs.commands.common import add_command, counted, of_prompts, of_run, shown, with_settings
 from ldm.errors import ConfigError, GenerationError, RunError
 
 if TYPE_CHECKING:
-    from jobs.commands.common import Subparsers
+    from jobs.commands.common import Main, Subparsers
     from jobs.config import Settings
-    from jobs.prepare import Prepared
     from jobs.rundir import RunDir, RunInfo
+    from jobs.submit.prepare import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +38,13 @@ def add(commands: Subparsers) -> None:
     with_settings(of_run(add_command(commands, "notify", notify, "tell the webhook of a run how it stands")))
 
 
-def run_in_job(words: List[str]) -> None:
-    """What a job calls: the command, whose exit status becomes that of the job.
+def run_in_job(main: Main, words: List[str]) -> None:
+    """What a job calls: `main`, whose exit status becomes that of the job.
 
     A warning that comes before the worker listens would be submitit's, which takes it for a timeout and gives up.
     """
-    from jobs.cli import main
-    from jobs.stop import WARNINGS
-    from jobs.work import AGAIN
+    from jobs.worker.stop import WARNINGS
+    from jobs.worker.work import AGAIN
 
     for number in WARNINGS:
         signal.signal(number, lambda *_: sys.exit(AGAIN))
@@ -61,23 +61,23 @@ def plan(options: argparse.Namespace) -> int:
 
 def submit(options: argparse.Namespace) -> int:
     prepared, settings = _prepare(options)
-    return start(prepared.run, prepared.info, settings)
+    return start(prepared.run, prepared.info, settings, options.main)
 
 
 def probe(options: argparse.Namespace) -> int:
     from jobs.config import read_settings
-    from jobs.probe import probe as measure
+    from jobs.submit.probe import probe as measure
 
-    for line in measure(options.subject, read_settings(options.settings), run_in_job):
+    for line in measure(options.subject, read_settings(options.settings), partial(run_in_job, options.main)):
         print(line)
     return 0
 
 
 def resume(options: argparse.Namespace) -> int:
     from jobs.config import read_settings
-    from jobs.prepare import warn_of_changed_prompts
     from jobs.rundir import RunDir
-    from jobs.steer import unpause
+    from jobs.submit.prepare import warn_of_changed_prompts
+    from jobs.submit.steer import unpause
 
     run = RunDir(options.subject)
     info = run.info()
@@ -85,17 +85,17 @@ def resume(options: argparse.Namespace) -> int:
     warn_of_changed_prompts(info)
     if unpause(run):
         log.info("the run is no longer paused")
-    return start(run, info, settings)
+    return start(run, info, settings, options.main)
 
 
 def render(options: argparse.Namespace) -> int:
     from jobs.config import read_settings
-    from jobs.launch import missing_shards
-    from jobs.order import parts_of
-    from jobs.portal import portal_text
     from jobs.reading import reading
     from jobs.rundir import RunDir
-    from jobs.sbatch import render as rendered
+    from jobs.submit.launch import missing_shards
+    from jobs.submit.order import parts_of
+    from jobs.submit.portal import portal_text
+    from jobs.submit.sbatch import render as rendered
 
     with reading(options.subject):
         is_run = options.subject.is_dir()
@@ -119,10 +119,10 @@ def render(options: argparse.Namespace) -> int:
 
 
 def work(options: argparse.Namespace) -> int:
-    from jobs.place import parse_part
     from jobs.plan import parse_ranges
     from jobs.rundir import RunDir
-    from jobs.work import work as work_on
+    from jobs.worker.place import parse_part
+    from jobs.worker.work import work as work_on
 
     shards = parse_ranges(options.shard) if options.shard else None
     return work_on(RunDir(options.subject), options.settings, shards=shards, part=parse_part(options.part))
@@ -130,10 +130,10 @@ def work(options: argparse.Namespace) -> int:
 
 def notify(options: argparse.Namespace) -> int:
     from jobs.config import read_settings
-    from jobs.notify import notify as tell
-    from jobs.notify import summary_of
-    from jobs.report import make_report
     from jobs.rundir import RunDir
+    from jobs.state.notify import notify as tell
+    from jobs.state.notify import summary_of
+    from jobs.state.report import make_report
 
     run = RunDir(options.subject)
     info = run.info()
@@ -145,9 +145,9 @@ def notify(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> Tuple[Prepared, Settings]:
+    from jobs.cluster.profiles import check_profile
     from jobs.config import read_settings
-    from jobs.prepare import prepare_run
-    from jobs.profiles import check_profile
+    from jobs.submit.prepare import prepare_run
 
     settings = read_settings(options.settings)
     check_profile(settings)
@@ -158,32 +158,32 @@ def _prepare(options: argparse.Namespace) -> Tuple[Prepared, Settings]:
     return prepared, settings
 
 
-def start(run: RunDir, info: RunInfo, settings: Settings) -> int:
+def start(run: RunDir, info: RunInfo, settings: Settings, main: Main) -> int:
     """Start workers for what the run misses: jobs, which are left to themselves, or processes here, which are not."""
-    from jobs.after import after_here
-    from jobs.launch import missing_shards, run_here, sweep_run
-    from jobs.progress import Progress
+    from jobs.state.progress import Progress
+    from jobs.submit.after import after_here
+    from jobs.submit.launch import missing_shards, run_here, sweep_run
 
     shards = missing_shards(run, info)
     if not shards:
         log.info("nothing is missing")
         sweep_run(run)
-        return max(_finish(run, info), _after(run, settings))
+        return max(_finish(run, info), _after(run, settings, main))
     if run.pause_path.exists():
         raise RunError(f"the run is paused; python -m jobs resume {shlex.quote(str(shown(run.path)))} goes on")
     if settings.profile.scheduler == "slurm":
-        return _submit(run, info, settings, shards)
+        return _submit(run, info, settings, shards, main)
     with Progress(run, info) as progress:
         status = run_here(run, settings, shards, progress.show)
     finished = _finish(run, info)
-    return max(status, finished, after_here(run, settings.spec))
+    return max(status, finished, after_here(run, settings.spec, main))
 
 
-def _submit(run: RunDir, info: RunInfo, settings: Settings, shards: Sequence[int]) -> int:
-    from jobs.after import follow, is_after
-    from jobs.launch import note_forgotten, number_of, submit_to_slurm
-    from jobs.order import forecast, jobs_in_queue, place_order
-    from jobs.queue import busy_shards
+def _submit(run: RunDir, info: RunInfo, settings: Settings, shards: Sequence[int], main: Main) -> int:
+    from jobs.cluster.queue import busy_shards
+    from jobs.submit.after import follow, is_after
+    from jobs.submit.launch import note_forgotten, number_of, submit_to_slurm
+    from jobs.submit.order import forecast, jobs_in_queue, place_order
 
     note_forgotten(run)
     asked = time.time()
@@ -201,7 +201,7 @@ def _submit(run: RunDir, info: RunInfo, settings: Settings, shards: Sequence[int
             log.info("%d of %d shards are left to %s", len(shards) - len(free), len(shards), where)
         order = place_order(run, info, settings, free, live, asked)
         lines = forecast(run, info, settings, order)
-        tasks = submit_to_slurm(run, settings, order, run_in_job)
+        tasks = submit_to_slurm(run, settings, order, partial(run_in_job, main))
         numbers = list(dict.fromkeys(map(number_of, tasks)))
         links = f" in {order.links} links" if order.links > 1 else ""
         print(f"submitted {counted(len(tasks) // order.links, 'task')}{links}: {' '.join(numbers)}")
@@ -212,14 +212,14 @@ def _submit(run: RunDir, info: RunInfo, settings: Settings, shards: Sequence[int
     return 0
 
 
-def _after(run: RunDir, settings: Settings) -> int:
+def _after(run: RunDir, settings: Settings, main: Main) -> int:
     """Do, or have done, what comes behind the last picture of a run of which nothing is missing."""
-    from jobs.after import after_here, follow
-    from jobs.launch import after_steps
-    from jobs.order import jobs_in_queue
+    from jobs.submit.after import after_here, follow
+    from jobs.submit.launch import after_steps
+    from jobs.submit.order import jobs_in_queue
 
     if settings.profile.scheduler != "slurm":
-        return after_here(run, settings.spec)
+        return after_here(run, settings.spec, main)
     if after_steps(settings.spec):
         follow(run, settings, jobs_in_queue(run), whole=True)
     return 0
@@ -227,8 +227,8 @@ def _after(run: RunDir, settings: Settings) -> int:
 
 def _finish(run: RunDir, info: RunInfo) -> int:
     """Say what became of the run; a status that is not 0 if pictures are missing or failed."""
-    from jobs.grid import make_sheet
-    from jobs.report import format_report, make_report
+    from jobs.pages.grid import make_sheet
+    from jobs.state.report import format_report, make_report
 
     report = make_report(run, info)
     print("\n".join(format_report(report)))

@@ -39,8 +39,8 @@ def add(commands: Subparsers) -> None:
 
 def status(options: argparse.Namespace) -> int:
     from jobs.rundir import RunDir
-    from jobs.status import make_status
-    from jobs.status_text import format_status, to_json
+    from jobs.state.status import make_status
+    from jobs.state.status_text import format_status, to_json
 
     run = RunDir(options.subject)
     now = make_status(run, run.info())
@@ -51,7 +51,7 @@ def status(options: argparse.Namespace) -> int:
 def watch(options: argparse.Namespace) -> int:
     """The exit status is that of the finished run; 130 if the user leaves before."""
     from jobs.rundir import RunDir
-    from jobs.watch import watch as look
+    from jobs.state.watch import watch as look
 
     if not options.every > 0:
         raise ConfigError(f"--every must be above 0, got {options.every:g}")
@@ -65,9 +65,9 @@ def watch(options: argparse.Namespace) -> int:
 
 def logs(options: argparse.Namespace) -> int:
     from jobs.attendance import read_attendances
-    from jobs.logs import describe_logs, rendered_logs, task_logs
     from jobs.rundir import RunDir
-    from jobs.status import why_unfinished
+    from jobs.state.logs import describe_logs, rendered_logs, task_logs
+    from jobs.state.status import why_unfinished
 
     check_at_least_one("--lines", options.lines)
     run = RunDir(options.subject)
@@ -87,17 +87,17 @@ def logs(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """The exit status is 0 however the run went: it is `status` and `verify` that judge."""
-    from jobs.grid import make_sheets
-    from jobs.html_report import write_report
-    from jobs.report import format_totals
+    from jobs.pages.grid import make_sheets
+    from jobs.pages.html_report import write_report
     from jobs.rundir import RunDir
+    from jobs.state.report import format_totals
 
     check_at_least_one("--pictures", options.pictures)
     run = RunDir(options.subject)
     info = run.info()
     clip = None
     if options.clip_weights is not None:
-        from jobs.clip_score import load_score
+        from jobs.pages.clip_score import load_score
 
         clip = (options.clip_weights, load_score(options.clip_weights))
     written = write_report(run, info, options.pictures, clip, _tell)
@@ -116,9 +116,9 @@ def report(options: argparse.Namespace) -> int:
 
 
 def grid(options: argparse.Namespace) -> int:
-    from jobs.grid import make_sheets
-    from jobs.report import make_report
+    from jobs.pages.grid import make_sheets
     from jobs.rundir import RunDir
+    from jobs.state.report import make_report
 
     check_at_least_one("--sheets", options.sheets)
     run = RunDir(options.subject)
@@ -141,7 +141,7 @@ def _tell(looked_at: int) -> None:
 
 
 def _say_if_some(sheets: Sequence[Path], pictures: int) -> None:
-    from jobs.grid import PICTURES
+    from jobs.pages.grid import PICTURES
 
     if sheets and len(sheets) * PICTURES < pictures:
         log.info("the first %d of %d pictures are on sheets; python -m jobs grid RUN --sheets N makes more",

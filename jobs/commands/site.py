@@ -33,8 +33,8 @@ def add(commands: Subparsers) -> None:
 
 def doctor(options: argparse.Namespace) -> int:
     from jobs.config import read_settings
-    from jobs.doctor import examine
-    from jobs.verdict import Verdict
+    from jobs.doctor.doctor import examine
+    from jobs.doctor.verdict import Verdict
 
     findings = examine(read_settings(options.settings))
     print("\n".join(map(str, findings)))
@@ -42,8 +42,8 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def profile(options: argparse.Namespace) -> int:
-    from jobs.detect import detect
-    from jobs.profiles import list_profiles, save_profile, show_profile
+    from jobs.cluster.detect import detect
+    from jobs.cluster.profiles import list_profiles, save_profile, show_profile
 
     if options.detect and (options.name or options.settings):
         raise ConfigError("--detect describes this site, so it takes no profile and no settings")

@@ -28,7 +28,7 @@ def add(commands: Subparsers) -> None:
 
 def pause(options: argparse.Namespace) -> int:
     from jobs.rundir import RunDir
-    from jobs.steer import pause as pause_run
+    from jobs.submit.steer import pause as pause_run
 
     run = RunDir(options.subject)
     run.info()
@@ -39,7 +39,7 @@ def pause(options: argparse.Namespace) -> int:
 
 def cancel(options: argparse.Namespace) -> int:
     from jobs.rundir import RunDir
-    from jobs.steer import cancel as cancel_run
+    from jobs.submit.steer import cancel as cancel_run
 
     run = RunDir(options.subject)
     run.info()
@@ -57,11 +57,11 @@ def cancel(options: argparse.Namespace) -> int:
 
 
 def retry(options: argparse.Namespace) -> int:
+    from jobs.cluster.queue import busy_shards, live_jobs, patient
     from jobs.commands.making import start
     from jobs.config import read_settings
-    from jobs.queue import busy_shards, live_jobs, patient
     from jobs.rundir import RunDir
-    from jobs.steer import failed_shards, forget_failures, unpause
+    from jobs.submit.steer import failed_shards, forget_failures, unpause
 
     run = RunDir(options.subject)
     info = run.info()
@@ -77,7 +77,7 @@ def retry(options: argparse.Namespace) -> int:
     left = f"; those of {counted(len(busy), 'shard')} that workers are at are left to them" if busy else ""
     log.info("%s may be tried again%s", counted(forgotten, "failed picture"), left)
     unpause(run)
-    return start(run, info, settings)
+    return start(run, info, settings, options.main)
 
 
 def _name(run: RunDir) -> str:

@@ -10,10 +10,10 @@ from typing import Iterator, List
 import pytest
 
 from jobs.config import read_settings
-from jobs.html_report import write_report
-from jobs.prepare import prepare_run
-from jobs.rehearsal import generate
-from jobs.worker import Worker, run_shard
+from jobs.pages.html_report import write_report
+from jobs.submit.prepare import prepare_run
+from jobs.worker.rehearsal import generate
+from jobs.worker.worker import Worker, run_shard
 from ldm.errors import GenerationError
 from tests.browser import Page, find_browser, open_browser
 from tests.jobs.support import REHEARSAL

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
 from jobs.config import read_settings
-from jobs.prepare import Prepared, prepare_run
-from jobs.worker import Picture
+from jobs.submit.prepare import Prepared, prepare_run
+from jobs.worker.worker import Picture
 from ldm.errors import GenerationError
 from ldm.inference.models import PROJECT_ROOT
 from ldm.inference.spec import GenerationRequest

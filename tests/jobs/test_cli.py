@@ -200,28 +200,24 @@ def test_an_interrupted_submit_says_how_to_go_on(monkeypatch, capsys):
 
 @pytest.mark.parametrize("status", [0, 4])
 def test_in_a_job_the_status_of_the_command_is_that_of_the_process(monkeypatch, status):
-    from jobs import cli
     from jobs.commands import making
 
-    monkeypatch.setattr(cli, "main", lambda words: status)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     if status == 0:
-        assert making.run_in_job(["status", "x"]) is None
+        assert making.run_in_job(lambda words: status, ["status", "x"]) is None
     else:
         with pytest.raises(SystemExit) as ended:
-            making.run_in_job(["status", "x"])
+            making.run_in_job(lambda words: status, ["status", "x"])
         assert ended.value.code == status
 
 
 def test_a_warning_before_the_worker_listens_puts_the_job_back(monkeypatch):
-    from jobs import cli
     from jobs.commands import making
 
     before = signal.getsignal(signal.SIGUSR2)
-    monkeypatch.setattr(cli, "main", lambda words: os.kill(os.getpid(), signal.SIGUSR2))
     try:
         with pytest.raises(SystemExit) as ended:
-            making.run_in_job(["work", "x"])
+            making.run_in_job(lambda words: os.kill(os.getpid(), signal.SIGUSR2), ["work", "x"])
     finally:
         signal.signal(signal.SIGUSR2, before)
         signal.signal(signal.SIGUSR1, before)

@@ -13,13 +13,13 @@ import pytest
 from jobs import reading as module
 from jobs.attendance import attend, read_attendances
 from jobs.cli import main
-from jobs.launch import missing_shards
-from jobs.pack import pack_shard
-from jobs.pictures import keep, members, own_files, read, tars
 from jobs.reading import TRIES, if_there, is_there, names_in, patiently, read_bytes, read_end, reading
 from jobs.records import read_records, read_summary
 from jobs.rundir import find_runs, plan_id_of
-from jobs.worker import Worker, run_shard
+from jobs.storage.pack import pack_shard
+from jobs.storage.pictures import keep, members, own_files, read, tars
+from jobs.submit.launch import missing_shards
+from jobs.worker.worker import Worker, run_shard
 from ldm.errors import RunError
 from tests.jobs.support import FakeModel, prepare
 

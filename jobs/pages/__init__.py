@@ -1,0 +1,1 @@
+"""Pictures for people: contact sheets, the HTML report, its figures, scores."""

@@ -1,0 +1,1 @@
+"""How a run stands, from its own files: counted, shown, watched, told."""

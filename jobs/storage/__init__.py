@@ -1,0 +1,1 @@
+"""Where a picture's bytes are: in files of their own, or in tar shards."""

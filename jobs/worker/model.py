@@ -1,0 +1,119 @@
+"""The real thing behind the worker's `generate`: the planned model, loaded once. The only module of jobs with torch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Iterator, List, Optional, Sequence, Tuple, Union
+
+from jobs.rundir import RunInfo, RunModel
+from jobs.spec import JobSpec
+from jobs.storage.formats import parameters_text
+from jobs.worker.worker import Generate, Picture
+from ldm.errors import GenerationError, NoMemoryError, WeightsError
+from ldm.inference.files import sha256_of
+from ldm.inference.spec import GenerationRequest
+
+if TYPE_CHECKING:
+    from ldm.inference.censor import Censor
+    from ldm.inference.pipeline import Attempted, GeneratedImage, Pipeline
+
+log = logging.getLogger(__name__)
+
+
+def load(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
+    """What makes the pictures of this run, and the name of the device that it does it on."""
+    from ldm.inference.pipeline import Pipeline
+    from ldm.inference.runtime import Precision, describe_device, visible_cards
+
+    model = info.model
+    check_unchanged(model)
+    pipeline = Pipeline.load(
+        Path(model.config),
+        Path(model.checkpoint),
+        device=spec.device,
+        precision=Precision(spec.precision),
+        clip=model.clip,
+    ).with_censor(_censor(model, spec))
+    device = describe_device(pipeline.model.device)
+    log.info("on %s, %d cards seen", device, visible_cards())
+
+    def generate(requests: Sequence[GenerationRequest]) -> List[Union[Picture, GenerationError]]:
+        with naming_lack_of_memory(len(requests)):
+            attempted = pipeline.attempt(requests)
+        return [picture_or_second_try(*each, pipeline, info) for each in zip(requests, attempted)]
+
+    return generate, device
+
+
+@contextlib.contextmanager
+def naming_lack_of_memory(pictures: int) -> Iterator[None]:
+    """Turn torch's lack of memory for so many pictures into a NoMemoryError, and give back what can be."""
+    from ldm.inference.runtime import is_out_of_memory, release_memory
+
+    try:
+        yield
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = str(error).strip().splitlines() or ["out of memory"]
+    release_memory()  # behind the except clause: the error holds the frames that hold the tensors
+    advice = "smaller pictures, or a card with more memory, are needed" if pictures == 1 else "fewer at once may fit"
+    raise NoMemoryError(f"{said[0]}; {advice}")
+
+
+def picture_or_second_try(
+    request: GenerationRequest, attempted: Attempted, pipeline: Pipeline, info: RunInfo
+) -> Union[Picture, GenerationError]:
+    """The picture; one that overflowed or came out blank in half precision is made once more in float32."""
+    if not isinstance(attempted, GenerationError):
+        return to_picture(attempted, info)
+    if pipeline.in_full_precision:
+        return attempted
+    log.warning("%s; trying float32", attempted)
+    try:
+        with naming_lack_of_memory(1), pipeline.in_float32():
+            (again,) = pipeline.attempt([request])
+    except NoMemoryError as error:
+        return GenerationError(f"{attempted}; there is no memory to try it in float32: {error}")
+    if isinstance(again, GenerationError):
+        return GenerationError(f"{attempted}; in float32 too: {again}")
+    return dataclasses.replace(to_picture(again, info), note=f"made in float32: {attempted}")
+
+
+def check_unchanged(model: RunModel) -> None:
+    """Raise WeightsError if config or checkpoint are no longer what was planned; a checkpoint is told by its size."""
+    try:
+        size = Path(model.checkpoint).stat().st_size
+        config_sha256 = sha256_of(Path(model.config))
+    except OSError as error:
+        raise WeightsError(f"cannot read {error.filename}, which the run was planned with: {error.strerror}") from error
+    if size != model.checkpoint_bytes:
+        raise WeightsError(
+            f"{model.checkpoint} has {size} bytes, the run was planned with {model.checkpoint_bytes}; submit it anew"
+        )
+    if config_sha256 != model.config_sha256:
+        raise WeightsError(f"{model.config} is not as it was when the run was planned; submit it anew")
+
+
+def to_picture(image: GeneratedImage, info: RunInfo) -> Picture:
+    """The file of a picture with its parameters inside; none for one that the safety policy dropped."""
+    from ldm.inference.images import encode
+
+    if image.pixels is None:
+        return Picture(data=None, flagged=image.flagged, seconds=image.seconds)
+    text = parameters_text(image.request, model=info.model.name, checkpoint_sha256=info.model.checkpoint_sha256)
+    data = encode(image.pixels, info.settings.spec.format, text, quality=info.settings.spec.quality)
+    return Picture(data=data, flagged=image.flagged, seconds=image.seconds)
+
+
+def _censor(model: RunModel, spec: JobSpec) -> Optional[Censor]:
+    if model.safety_checker is None:
+        return None
+    from ldm.inference.censor import Censor
+    from ldm.inference.safety import SafetyPolicy
+
+    return Censor(Path(model.safety_checker), SafetyPolicy(spec.safety))

@@ -1,0 +1,203 @@
+"""The process in a job: finds its place and its card, loads the model if there is work, and goes through its shards.
+
+Processes started together share the shards by turns, one process a card, and never speak to each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+import shlex
+import time
+from dataclasses import dataclass
+from typing import Callable, Dict, List, Mapping, MutableMapping, Optional, Sequence, Tuple
+
+from jobs.attendance import Attendant, End, attend
+from jobs.cluster.slurm import RunCommand, allocated_cards, job_end, remembering, run_command
+from jobs.config import Settings, read_settings
+from jobs.rundir import RunDir, RunInfo, shard_files
+from jobs.spec import JobSpec
+from jobs.storage.pack import Finish, finish_shard
+from jobs.storage.pictures import DamagedError, OnePass
+from jobs.worker.card_use import CardWatch
+from jobs.worker.kernel_cache import kernel_cache
+from jobs.worker.place import Place, find_place, share, take_card, with_a_card, worker_name
+from jobs.worker.rehearsal import REHEARSAL
+from jobs.worker.stop import Halt, Limits
+from jobs.worker.worker import Generate, Worker, run_shard, sweep_shard
+from ldm.errors import GenerationError, RunError, SdbatchError
+from ldm.inference.cards import listed_cards
+
+log = logging.getLogger(__name__)
+
+# Exit statuses: EX_TEMPFAIL of sysexits.h, on which the shell around puts the job back into the queue; 128 + SIGTERM.
+AGAIN, TOLD = 75, 143
+OWN_CARDS = "SLURM_GPUS_PER_TASK"
+
+
+def work(
+    run: RunDir, words: Sequence[str] = (), *, shards: Optional[Sequence[int]] = None, part: Tuple[int, int] = (0, 1)
+) -> int:
+    """Make what is missing in this process's share of the shards, all of them or those given; returns the exit status.
+
+    `part` (K, N) leaves one of N parts to the processes started together here, who share it among themselves. The
+    status is 0 if nothing of the share is left, 4 if pictures failed, AGAIN if the time was up, 143 after SIGTERM.
+    """
+    info = run.info()
+    settings = read_settings(words, info.settings)
+    environ = os.environ
+    if "SLURM_JOB_ID" in environ and "SLURMD_NODENAME" not in environ:
+        log.warning("this is a shell of job %s and none of its nodes; to work there: srun python -m jobs work %s",
+                    environ["SLURM_JOB_ID"], shlex.quote(str(run.path)))  # fmt: skip
+    ask = remembering(run_command)
+    limits = Limits(job_end(environ, ask), run.pause_path)
+    with limits.listening():
+        name = worker_name(environ)
+        attendant = attend(run.workers, environ, name)
+        try:
+            seat = _take_seat(find_place(environ), settings, environ, ask)
+            if seat is None:
+                attendant.leave(End.DONE, "no card of its own")
+                return 0
+            attendant.update(rank=seat.place.rank, card=seat.card)
+            own = _own_shards(info, shards, seat.place, part)
+            log.info("process %d of %d: %d shards are its share", seat.place.rank, seat.place.processes, len(own))
+            spec = dataclasses.replace(settings.spec, device=seat.device)
+            return _work_on(run, info, spec, own, attendant, limits)
+        except Halt as halt:
+            return _halted(halt, attendant, limits)
+        except SdbatchError as error:
+            attendant.leave(End.ERROR, str(error))
+            raise
+        except BaseException as error:
+            attendant.leave(End.ERROR, f"{type(error).__name__}: {error}")
+            raise
+
+
+def _work_on(
+    run: RunDir, info: RunInfo, spec: JobSpec, own: Sequence[int], attendant: Attendant, limits: Limits
+) -> int:
+    names = OnePass()
+    ends = {shard: finish_shard(run, info, shard, names) for shard in own}
+    todo = [shard for shard in own if ends[shard] is Finish.LEFT]
+    attendant.update(shards=tuple(own))
+    log.info("%d of %d shards to do", len(todo), len(own))
+    for shard in set(own) - set(todo):
+        sweep_shard(shard_files(run, info, shard), run, shard)
+    if todo:
+        limits.check()
+        with kernel_cache(os.environ, run.path, attendant.now.rank):
+            ends.update(_make_shards(run, info, spec, todo, attendant, limits))
+    failed, damaged = attendant.now.failed, sum(end is Finish.DAMAGED for end in ends.values())
+    log.info("done: %d shards, %d pictures failed, %d shards damaged", len(todo), failed, damaged)
+    problems = [f"{failed} pictures failed"] * bool(failed) + [f"{damaged} shards damaged"] * bool(damaged)
+    attendant.leave(End.DONE, ", ".join(problems))
+    return GenerationError.exit_code if problems else 0
+
+
+def _make_shards(
+    run: RunDir, info: RunInfo, spec: JobSpec, todo: Sequence[int], attendant: Attendant, limits: Limits
+) -> Dict[int, Finish]:
+    """Load the model, go through the shards, and say how each of them ended."""
+    ends: Dict[int, Finish] = {}
+    with limits.droppable():
+        generate, device = load_generate(info, spec)
+    attendant.update(device=device, loading=time.time() - attendant.now.started)
+    planned = info.settings.spec.batch_size
+    room = min(planned, spec.batch_size)
+    worker = Worker(attendant.now.worker, device, planned, beat=_beat(attendant), room=room)
+    for shard in todo:
+        try:
+            run_shard(run.shard(shard), run, generate, worker, limits)
+            ends[shard] = finish_shard(run, info, shard)
+        except DamagedError as error:
+            log.error("%s", error)
+            ends[shard] = Finish.DAMAGED
+    return ends
+
+
+def _halted(halt: Halt, attendant: Attendant, limits: Limits) -> int:
+    """What a process that stops before its end leaves behind: a word why, and a status that says how to go on."""
+    log.info("stopping: %s", halt.reason)
+    attendant.leave(halt.end, halt.reason)
+    if halt.end is End.PAUSED:
+        return 0
+    if halt.end is End.TOLD_TO_STOP:
+        return TOLD
+    if not attendant.now.made and limits.spent():
+        raise RunError(
+            "the whole time limit was too short for one batch, so another try would be too: give a higher "
+            "time_limit_min or a lower batch_size"
+        )
+    return AGAIN
+
+
+def _beat(attendant: Attendant) -> Callable[[int, int], None]:
+    """What a worker calls behind each batch with the pictures made and failed in it."""
+    watch = CardWatch(attendant.now.card)
+
+    def beat(made: int, failed: int) -> None:
+        now = attendant.now
+        attendant.update(made=now.made + made, failed=now.failed + failed, usage=watch.use)
+
+    return beat
+
+
+def load_generate(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
+    """What makes the pictures, and the name of the device it does it on."""
+    if info.model.name == REHEARSAL:
+        from jobs.worker.rehearsal import generate
+
+        return functools.partial(generate, format=spec.format, quality=spec.quality), REHEARSAL
+    from jobs.worker.model import load
+
+    return load(info, spec)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A process's place, its card in words, and the device that it works on."""
+
+    place: Place
+    card: str
+    device: str
+
+
+def _take_seat(place: Place, settings: Settings, environ: MutableMapping[str, str], ask: RunCommand) -> Optional[Seat]:
+    """Bind the process to its card; None if the node has more processes than cards and this one goes without.
+
+    Where Slurm gave the job cards, `auto` means one of them: the CPU must not take over in silence.
+    """
+    device = settings.spec.device
+    if device == "cpu":
+        return Seat(place, "", device)
+    allocated = allocated_cards(environ, settings.profile.gres, ask) if listed_cards(environ) is None else None
+    listed = listed_cards(environ) or allocated or ()
+    if OWN_CARDS in environ:  # each task sees the cards that are its own, and no other task's
+        card = take_card(dataclasses.replace(place, local_rank=0), environ, allocated)
+        return Seat(place, card.card if card else "", _device_of(device, listed, environ))
+    settled = with_a_card(place, len(listed)) if listed else place
+    if settled is None:
+        log.info("process %d has no card of its own: %d are here; start one process a card", place.rank, len(listed))
+        return None
+    card = take_card(settled, environ, allocated)
+    log.info("process %d of %d: %s", settled.rank, settled.processes, card or "no card here")
+    all_cards = len(settled.tasks) * len(listed)
+    if settled.processes < all_cards:
+        log.warning("%d cards and %d processes: start one a card, as with srun --ntasks=%d --ntasks-per-node=%d, to "
+                    "use all", all_cards, settled.processes, all_cards, len(listed))  # fmt: skip
+    return Seat(settled, card.card if card else "", _device_of(device, listed, environ))
+
+
+def _device_of(device: str, listed: Sequence[str], environ: Mapping[str, str]) -> str:
+    return "gpu" if device == "auto" and listed and "SLURM_JOB_ID" in environ else device
+
+
+def _own_shards(info: RunInfo, shards: Optional[Sequence[int]], place: Place, part: Tuple[int, int]) -> List[int]:
+    wanted = list(range(info.plan.shards)) if shards is None else list(shards)
+    unknown = [shard for shard in wanted if not 0 <= shard < info.plan.shards]
+    if unknown:
+        raise RunError(f"the run has the shards 0 to {info.plan.shards - 1}, not {unknown[0]}")
+    return share(wanted, part[0] * place.processes + place.rank, part[1] * place.processes)

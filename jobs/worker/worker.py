@@ -1,0 +1,222 @@
+"""The worker: makes the pictures of its shards that are not there yet, and writes down each of them.
+
+It knows no scheduler and no model: what makes pictures is handed in. It may be killed at any point and started again,
+and a second one may run beside it: a picture's file is written once and stays, a record describes the file that stays.
+Which pictures share a batch follows from the plan alone. A batch of which one picture is missing is made whole again
+and the others thrown away, so that the picture comes back to the byte: in another batch its last bits may differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Container, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Union
+
+from jobs.records import RecordBook, ShardSummary
+from jobs.rundir import RunDir
+from jobs.spec import PlannedImage, Shard
+from jobs.storage.pictures import is_there, keep
+from jobs.worker.stop import Halt, Limits
+from ldm.errors import GenerationError, NoMemoryError, RequestError, SdbatchError
+from ldm.inference.files import sweep
+from ldm.inference.spec import GenerationRequest, ImageRecord
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as it goes to the disk: the bytes of its file, None if the safety policy drops it."""
+
+    data: Optional[bytes]
+    flagged: bool
+    seconds: float
+    note: str = ""
+
+
+# What becomes of each request, in their order: a picture, or why there is none.
+Generate = Callable[[Sequence[GenerationRequest]], Sequence[Union[Picture, GenerationError]]]
+Outcome = Tuple[PlannedImage, Union[Picture, SdbatchError]]
+
+
+@dataclass
+class Worker:
+    """Who makes the pictures, as it is written into records, and how many at a time.
+
+    `batch_size` is the plan's, by which batches are told apart; `room` is how many of one are sampled at once: all
+    where it is None, fewer where the user says so, and it shrinks when the memory is too small. `beat` is called behind
+    each batch with the numbers of pictures made and failed in it.
+    """
+
+    name: str
+    device: str
+    batch_size: int
+    beat: Callable[[int, int], None] = lambda made, failed: None
+    room: Optional[int] = None
+
+
+def run_shard(
+    shard: Shard, run: RunDir, generate: Generate, worker: Worker, limits: Optional[Limits] = None
+) -> ShardSummary:
+    """Make the shard's pictures that are not there yet, and bring its records up to date. Safe to repeat.
+
+    A picture that cannot be made is recorded as failed, the others go on. Raises Halt where `limits` say so, and what
+    the file system raises; what was made until then is recorded.
+    """
+    limits = limits or Limits()
+    book = RecordBook(run.records_path(shard.index), shard, worker=worker.name, device=worker.device)
+    todo = missing_images(shard, run, book)
+    book.remake(image.index for image in todo)
+    log.info("shard %d: %d of %d pictures to make", shard.index, len(todo), len(shard.images))
+    try:
+        _make(_waiting(shard, todo, book, worker), run, generate, worker, book, limits)
+    except Halt:
+        book.leave()
+        raise
+    except BaseException:
+        with contextlib.suppress(SdbatchError):  # a full disk refuses this too, and the first reason is the one to tell
+            book.flush(at_once=True)  # still being tried are the pictures that may have been the reason
+        raise
+    summary = book.leave()
+    sweep_shard((run.image_path(image.file) for image in shard.images), run, shard.index)
+    return summary
+
+
+def _make(
+    waiting: List[List[PlannedImage]],
+    run: RunDir,
+    generate: Generate,
+    worker: Worker,
+    book: RecordBook,
+    limits: Limits,
+) -> None:
+    while waiting:
+        batch = _next(waiting, book, worker)
+        missing = {image.index for image in batch if not is_settled(image, run, book)}
+        if not missing:
+            continue
+        limits.check()
+        book.begin(missing)
+        with limits.batch():
+            outcomes = _outcomes(_to_make(batch, missing, book), generate, worker)
+        made = [_write_down(*outcome, run, worker, book) for outcome in outcomes if outcome[0].index in missing]
+        book.flush()
+        worker.beat(sum(made), len(made) - sum(made))
+
+
+def _write_down(
+    image: PlannedImage, result: Union[Picture, SdbatchError], run: RunDir, worker: Worker, book: RecordBook
+) -> bool:
+    """Keep a picture, or note that there is none; whether there is one."""
+    if isinstance(result, Picture):
+        book.add(_keep(image, result, run, worker))
+        return True
+    log.error("picture %d failed: %s", image.index, result)
+    book.fail(image, str(result))
+    return False
+
+
+def _waiting(shard: Shard, todo: Sequence[PlannedImage], book: RecordBook, worker: Worker) -> List[List[PlannedImage]]:
+    """The batches with something left to make; those at which a worker has died come last, for they may kill again."""
+    wanted, suspects = {image.index for image in todo}, book.suspects()
+    left = [
+        batch
+        for batch in batches(shard.images, worker.batch_size)
+        if wanted.intersection(image.index for image in batch)
+    ]
+    return sorted(left, key=lambda batch: any(image.index in suspects for image in batch))
+
+
+def _to_make(batch: Sequence[PlannedImage], missing: Container[int], book: RecordBook) -> List[PlannedImage]:
+    """The whole batch; of one where only failed pictures are left, those alone."""
+    left = [image for image in batch if image.index in missing]
+    return left if all(image.index in book.known.failures for image in left) else list(batch)
+
+
+def _next(waiting: List[List[PlannedImage]], book: RecordBook, worker: Worker) -> List[PlannedImage]:
+    """Take the next of the waiting batches. Of two workers one comes from the end, so that they meet and not race."""
+    if not any(name < worker.name for name in book.companions()):
+        return waiting.pop(0)
+    suspects = book.suspects()
+    trusted = [number for number, batch in enumerate(waiting) if not suspects.intersection(i.index for i in batch)]
+    return waiting.pop(trusted[-1] if trusted else -1)
+
+
+def missing_images(shard: Shard, run: RunDir, book: RecordBook) -> List[PlannedImage]:
+    """The pictures that are still to be made."""
+    return [image for image in shard.images if not is_settled(image, run, book)]
+
+
+def is_settled(image: PlannedImage, run: RunDir, book: RecordBook) -> bool:
+    """Whether a picture has its record and file, or is left alone: it was dropped, or has failed too often."""
+    record, failure = book.known.images.get(image.index), book.known.failures.get(image.index)
+    if record is None or record.request_id != image.request_id:
+        return failure is not None and failure.quarantined and failure.request_id == image.request_id
+    return not record.file or is_there(run, image.shard, record)
+
+
+def batches(images: Sequence[PlannedImage], batch_size: int) -> Iterator[List[PlannedImage]]:
+    """Pictures that can be sampled together (same size, sampler and strength), at most `batch_size` at a time."""
+    alike: Dict[Any, List[PlannedImage]] = {}
+    for image in images:
+        alike.setdefault(image.request.batch_key, []).append(image)
+    for group in alike.values():
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def sweep_shard(files: Iterable[Path], run: RunDir, shard: int) -> None:
+    """Remove what killed workers of a shard, whose `files` are given, have begun. One listing a folder of pictures."""
+    sweep(run.records_path(shard).parent, {run.records_path(shard).name})
+    names: Dict[Path, Set[str]] = {}
+    for path in files:
+        names.setdefault(path.parent, set()).add(path.name)
+    for folder, begun in names.items():
+        sweep(folder, begun)
+
+
+def _outcomes(batch: Sequence[PlannedImage], generate: Generate, worker: Worker) -> List[Outcome]:
+    outcomes: List[Outcome] = []
+    while len(outcomes) < len(batch):
+        outcomes += _attempt(batch[len(outcomes) :][: worker.room or len(batch)], generate, worker)
+    return outcomes
+
+
+def _attempt(part: Sequence[PlannedImage], generate: Generate, worker: Worker) -> List[Outcome]:
+    """Each picture of the part or why it failed. One that does not fit into the memory is halved, as are all after it;
+    one that fails as a whole is taken apart to find the picture that did.
+    """
+    try:
+        return list(zip(part, generate([image.request for image in part])))
+    except NoMemoryError as error:
+        if len(part) == 1:
+            return [(part[0], error)]
+        worker.room = len(part) // 2
+        log.warning("no memory for %d pictures at once (%s): going on with %d", len(part), error, worker.room)
+        return _outcomes(part, generate, worker)
+    except (GenerationError, RequestError) as error:
+        if len(part) == 1:
+            return [(part[0], error)]
+        return [outcome for image in part for outcome in _attempt([image], generate, worker)]
+
+
+def _keep(image: PlannedImage, picture: Picture, run: RunDir, worker: Worker) -> ImageRecord:
+    """Keep the picture, unless another worker's is there, and describe the one that stands."""
+    file, sha256 = "", ""
+    if picture.data is not None:
+        file, sha256 = image.file, keep(run, image, picture.data)
+    return ImageRecord(
+        index=image.index,
+        request_id=image.request_id,
+        file=file,
+        sha256=sha256,
+        prompt=image.request.prompt,
+        seed=image.request.seed,
+        flagged=picture.flagged,
+        seconds=round(picture.seconds, 4),
+        device=worker.device,
+        worker=worker.name,
+        note=picture.note,
+    )
