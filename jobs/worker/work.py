@@ -26,7 +26,7 @@ from jobs.worker.kernel_cache import kernel_cache
 from jobs.worker.place import Place, find_place, share, take_card, with_a_card, worker_name
 from jobs.worker.rehearsal import REHEARSAL
 from jobs.worker.stop import Halt, Limits
-from jobs.worker.worker import Generate, Worker, run_shard, sweep_shard
+from jobs.worker.worker import Generate, Worker, run_shard, sweep_shards
 from ldm.errors import GenerationError, RunError, SdbatchError
 from ldm.inference.cards import listed_cards
 
@@ -84,8 +84,8 @@ def _work_on(
     todo = [shard for shard in own if ends[shard] is Finish.LEFT]
     attendant.update(shards=tuple(own))
     log.info("%d of %d shards to do", len(todo), len(own))
-    for shard in set(own) - set(todo):
-        sweep_shard(shard_files(run, info, shard), run, shard)
+    finished = [shard for shard in own if ends[shard] is not Finish.LEFT]
+    sweep_shards(finished, (path for shard in finished for path in shard_files(run, info, shard)), run)
     if todo:
         limits.check()
         with kernel_cache(os.environ, run.path, attendant.now.rank):

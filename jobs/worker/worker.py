@@ -9,10 +9,11 @@ and the others thrown away, so that the picture comes back to the byte: in anoth
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Container, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Callable, Container, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from jobs.records import RecordBook, ShardSummary
 from jobs.rundir import RunDir
@@ -80,7 +81,7 @@ def run_shard(
             book.flush(at_once=True)  # still being tried are the pictures that may have been the reason
         raise
     summary = book.leave()
-    sweep_shard((run.image_path(image.file) for image in shard.images), run, shard.index)
+    sweep_shards([shard.index], (run.image_path(image.file) for image in shard.images), run)
     return summary
 
 
@@ -167,14 +168,13 @@ def batches(images: Sequence[PlannedImage], batch_size: int) -> Iterator[List[Pl
             yield group[start : start + batch_size]
 
 
-def sweep_shard(files: Iterable[Path], run: RunDir, shard: int) -> None:
-    """Remove what killed workers of a shard, whose `files` are given, have begun. One listing a folder of pictures."""
-    sweep(run.records_path(shard).parent, {run.records_path(shard).name})
-    names: Dict[Path, Set[str]] = {}
-    for path in files:
-        names.setdefault(path.parent, set()).add(path.name)
-    for folder, begun in names.items():
-        sweep(folder, begun)
+def sweep_shards(shards: Sequence[int], files: Iterable[Path], run: RunDir) -> None:
+    """Remove what killed workers of these shards have begun; `files` are their pictures, in order. One listing a
+    folder.
+    """
+    records = [run.records_path(shard) for shard in shards]
+    for folder, paths in itertools.groupby(itertools.chain(records, files), key=lambda path: path.parent):
+        sweep(folder, {path.name for path in paths})
 
 
 def _outcomes(batch: Sequence[PlannedImage], generate: Generate, worker: Worker) -> List[Outcome]:

@@ -316,6 +316,15 @@ def test_what_killed_workers_left_in_a_finished_shard_is_swept(tmp_path, model):
     assert not any(path.exists() for path in left)
 
 
+def test_a_folder_of_many_finished_shards_is_swept_at_one_look(tmp_path, model, monkeypatch):
+    prepared = prepare(tmp_path)
+    work(prepared.run)
+    swept = []
+    monkeypatch.setattr("jobs.worker.worker.sweep", lambda folder, names: swept.append((folder.name, len(names))))
+    work(prepared.run)
+    assert swept == [("records", 3), ("000", prepared.info.plan.images)]
+
+
 def test_a_damaged_shard_is_named_and_the_others_are_made(tmp_path, model, caplog):
     prepared = prepare(tmp_path, "output=webdataset")
     assert work(prepared.run, shards=[0]) == 0
