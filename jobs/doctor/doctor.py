@@ -26,7 +26,13 @@ OLDEST_PYTHON = (3, 8)
 
 def examine(settings: Settings, run: RunCommand = run_command) -> List[Finding]:
     """Everything that can be told here about these settings."""
-    findings = [*_python(), *_packages(), *_models(settings.spec), _outputs(Path(settings.spec.outputs).expanduser())]
+    findings = [
+        *_python(),
+        *_packages(),
+        *_format(settings.spec),
+        *_models(settings.spec),
+        _outputs(Path(settings.spec.outputs).expanduser()),
+    ]
     if settings.profile.scheduler == "slurm":
         findings += [_submitit(), *examine_cluster(settings, run)]
     return findings
@@ -45,6 +51,15 @@ def _packages() -> Iterator[Finding]:
             yield Finding(Verdict.FAIL, f"{name} is not installed for this Python")
         else:
             yield Finding(Verdict.OK, f"{name} {version}")
+
+
+def _format(spec: JobSpec) -> Iterator[Finding]:
+    """Pillow may have been built without WebP; it has the other formats always."""
+    if spec.format == "webp" and _version("Pillow") is not None:
+        from PIL import features
+
+        if not features.check("webp"):
+            yield Finding(Verdict.FAIL, "Pillow was built without WebP here; take format=png or jpeg")
 
 
 def _models(asked: JobSpec) -> Iterator[Finding]:

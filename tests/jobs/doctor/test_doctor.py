@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+from PIL import features
 
 from jobs.config import read_settings
 from jobs.doctor.doctor import examine
@@ -96,6 +97,17 @@ def test_a_missing_submitit_leaves_render(monkeypatch):
     assert findings("cluster=scnet-dcu", verdict=Verdict.FAIL) == [
         "submitit is not installed; without it use `python -m jobs render`"
     ]
+
+
+@pytest.mark.parametrize(
+    ("format", "built_with", "complaints"), [("webp", False, 1), ("webp", True, 0), ("png", False, 0)]
+)
+def test_a_pillow_without_webp_is_known_to_those_who_want_it(monkeypatch, format, built_with, complaints):
+    monkeypatch.setattr(features, "check", lambda feature: built_with)
+    found = findings("model=rehearsal", f"format={format}", verdict=Verdict.FAIL)
+    assert [text for text in found if "Pillow" in text] == [
+        "Pillow was built without WebP here; take format=png or jpeg"
+    ] * complaints
 
 
 def test_the_model_that_was_asked_for_must_be_whole():
