@@ -7,6 +7,7 @@ from typing import Collection, Dict, List, Sequence
 from jobs.attendance import UPDATE_SECONDS, Attendance, End
 
 FAILURES = 3
+FORGIVEN_SECONDS = 24 * 3600.0  # after which a node's failures are forgotten
 CRASH_SECONDS = 2 * UPDATE_SECONDS  # workers whose last signs are this close were lost together
 
 
@@ -31,6 +32,11 @@ def failing_nodes(attendances: Sequence[Attendance], lost: Collection[Attendance
         for host, failed in streaks.items()
         if len(failed) >= FAILURES and _others_work(host, failed[0].started, successes)
     }
+
+
+def of_late(attendances: Sequence[Attendance], now: float) -> List[Attendance]:
+    """Those whose last sign is recent enough to be held against their node."""
+    return [each for each in attendances if now - _last_sign(each) < FORGIVEN_SECONDS]
 
 
 def _add(streak: List[Attendance], failed: Attendance) -> None:

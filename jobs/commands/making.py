@@ -111,6 +111,9 @@ def render(options: argparse.Namespace) -> int:
     shards = missing_shards(run, info)
     if not shards:
         raise RunError(f"nothing is missing in {run.path}, so there is nothing to submit")
+    unasked = [f"{name}=" for name in ("post", "webhook", "links") if getattr(settings.spec, name)]
+    if unasked:
+        log.warning("%s is left out: only submit starts jobs behind others", ", ".join(unasked))
     if options.portal:
         sys.stdout.write(portal_text(run, settings, shards))
     else:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 from jobs.attendance import Attendance, read_attendances
-from jobs.cluster.nodes import failing_nodes
+from jobs.cluster.nodes import failing_nodes, of_late
 from jobs.cluster.presence import Presence, presences
 from jobs.cluster.processes import works_here
 from jobs.cluster.queue import Ask, JobState, ask, ended_jobs, job_id, known_jobs, live_jobs
@@ -115,7 +115,7 @@ def make_status(run: RunDir, info: RunInfo, ask: Ask = ask) -> Status:
         present=present,
         queued=None if live is None else queued(live),
         lost=view.lost(places, ended_jobs([job_id(each) for each in lost if each.job], ask)),
-        failing=failing_nodes(attendances, lost),
+        failing=failing_nodes(of_late(attendances, asked), lost),
     )
 
 

@@ -8,8 +8,8 @@ import shlex
 import shutil
 from typing import Dict, List, Optional, Sequence
 
-from jobs.attendance import Attendance, read_attendances
-from jobs.cluster.nodes import failing_nodes
+from jobs.attendance import read_attendances
+from jobs.cluster.nodes import failing_nodes, of_late
 from jobs.cluster.presence import lost_workers
 from jobs.cluster.queue import Ask, JobState, known_jobs, live_jobs, patient
 from jobs.cluster.slurm import expected_start
@@ -24,8 +24,6 @@ from jobs.submit.speed import known_speed
 from ldm.errors import SchedulerError
 
 log = logging.getLogger(__name__)
-
-FORGIVEN_SECONDS = 24 * 3600.0  # after which a node's failures are forgotten
 
 
 def jobs_in_queue(run: RunDir, ask: Ask = patient) -> Optional[Dict[str, JobState]]:
@@ -63,7 +61,7 @@ def place_order(
         log.warning("%d of %d shards are submitted, as max_submit_jobs=%d allows no more; python -m jobs resume %s "
                     "submits more of them once jobs have ended",
                     load.shards, len(shards), profile.max_submit_jobs, shlex.quote(str(run.path)))  # fmt: skip
-    attendances = [each for each in read_attendances(run.workers) if asked - _last_sign(each) < FORGIVEN_SECONDS]
+    attendances = of_late(read_attendances(run.workers), asked)
     bad = failing_nodes(attendances, lost_workers(run, attendances, live, asked))
     for node, failures in bad.items():
         log.warning("%d workers have failed on node %s: it is left out of this submission", failures, node)
@@ -79,16 +77,13 @@ def _free_jobs(run: RunDir, settings: Settings, live: Dict[str, JobState]) -> Op
     return max(1, most - there - bool(after_steps(settings.spec)))
 
 
-def _last_sign(each: Attendance) -> float:
-    return each.updated if each.ended is None else each.ended
-
-
 def parts_of(run: RunDir, info: RunInfo, settings: Settings) -> int:
-    """The tasks of an array that makes the whole run."""
-    spec = settings.spec
-    speed = known_speed(spec, settings.profile, info.model, run)
+    """The tasks of one array that makes the whole run: longer ones where the site takes no more."""
+    spec, profile = settings.spec, settings.profile
+    speed = known_speed(spec, profile, info.model, run)
     per_task = spec.cards * shards_per_process(spec, info.plan.images_per_shard, speed)
-    return math.ceil(info.plan.shards / per_task)
+    most = min(profile.max_array_size, profile.max_submit_jobs or profile.max_array_size)
+    return min(math.ceil(info.plan.shards / per_task), most)
 
 
 def forecast(run: RunDir, info: RunInfo, settings: Settings, order: Order) -> List[str]:

@@ -34,12 +34,11 @@ UNQUOTABLE = "%\\\n"  # Slurm expands the first two in the path of a log, and a 
 
 
 def render(run: RunDir, settings: Settings, shards: Sequence[int], parts: int) -> str:
-    """A plain sbatch file whose array makes `shards`, in so many `parts` of the run, at most MaxArraySize.
+    """A plain sbatch file whose array makes `shards`, in so many `parts` of the run.
 
     Array task k of N makes the shards k, k + N, ..., so N stays when the file is submitted again for what is missing.
     """
     spec, profile = settings.spec, settings.profile
-    parts = min(parts, profile.max_array_size)
     indices = sorted({shard // spec.cards % parts for shard in shards})
     limit = f"%{spec.max_parallel}" if spec.max_parallel else ""
     header = directives(run, settings)

@@ -6,7 +6,10 @@ The pictures are rehearsals, a second each with steps=1000.
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
+from typing import Set
 
 import pytest
 
@@ -41,6 +44,23 @@ def test_run_longer_than_its_limit_stops_by_itself_and_goes_on_until_it_is_whole
     said = log_text(submission.run)
     assert "s are left and the next batch needs" in said or "USR2 came" in said, "Slurm may warn a minute early"
     assert f"the time was up, job {submission.job} goes on from the queue" in said
+
+
+def test_of_two_processes_one_is_killed_and_the_job_goes_on_for_the_other_whose_time_is_up(login: LoginNode) -> None:
+    asked = *REHEARSAL, *SLOW, "cards=2", "images_per_shard=6"
+    submission = login.submit(login.prompts(lines(12)), *asked)
+    assert eventually(lambda: len(workers_of(submission.run)) == 2), log_text(submission.run)
+    os.kill(min(workers_of(submission.run)), signal.SIGKILL)
+    login.lab.output("scancel", "--signal=USR2", submission.job)
+    assert eventually(lambda: "goes on from the queue" in log_text(submission.run)), log_text(submission.run)
+    login.lab.start_again(submission.job)
+    assert set(login.lab.wait(submission.job).values()) == {"COMPLETED"}, log_text(submission.run)
+    assert faults(submission.run, planned=12) == []
+
+
+def workers_of(run: Path) -> Set[int]:
+    """The processes that have made pictures, as they signed their records."""
+    return {int(record["worker"].rpartition("/")[2]) for record in records(run)}
 
 
 def test_where_jobs_may_not_requeue_the_next_link_goes_on(login: LoginNode) -> None:

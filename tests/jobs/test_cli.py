@@ -80,6 +80,13 @@ def test_render_prints_a_job_and_nothing_else(tmp_path):
     assert again.stdout == done.stdout
 
 
+def test_render_says_what_only_submit_does(tmp_path):
+    write_prompts(tmp_path)
+    done = jobs("render", "prompts.txt", *REHEARSE, "cluster=scnet-dcu", "post=[verify]", "links=2", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "post=, links= is left out: only submit starts jobs behind others" in done.stderr
+
+
 def test_render_of_a_finished_run_has_nothing_to_submit(tmp_path):
     write_prompts(tmp_path)
     jobs("submit", "prompts.txt", *REHEARSE, cwd=tmp_path)

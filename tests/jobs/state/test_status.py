@@ -136,6 +136,14 @@ def test_a_node_on_which_workers_keep_failing_is_named(tmp_path):
     assert "dcu9 keeps failing: 3 workers one after the other" in format_status(status_of(prepared))
 
 
+def test_a_node_whose_failures_are_a_day_old_is_not_named(tmp_path):
+    prepared, then = prepare(tmp_path, SLURM), time.time() - 90_000
+    for task in range(3):
+        attended(prepared.run, job="12", task=str(task), host="dcu9", started=then, updated=then + 1, end=End.ERROR)
+    attended(prepared.run, job="12", task="9", host="dcu1", end=End.DONE)
+    assert "dcu9" not in format_status(status_of(prepared))
+
+
 def test_start_up_and_money_are_told(tmp_path):
     prepared = prepare(tmp_path, SLURM, "cluster.price_per_card_hour=2", "cluster.currency=CNY")
     make(prepared, 0)

@@ -137,3 +137,12 @@ def test_a_rendered_array_has_parts_of_the_same_length(tmp_path):
     prepared = prepare(tmp_path, count=60)
     settings = read_settings([*SITE, "cards=2"], prepared.info.settings)
     assert parts_of(prepared.run, prepared.info, settings) == 15
+
+
+@pytest.mark.parametrize(
+    "limits", [["max_array_size=4"], ["max_submit_jobs=4"], ["max_array_size=9", "max_submit_jobs=4"]]
+)
+def test_a_site_that_takes_fewer_tasks_gets_longer_ones_in_a_rendered_array(tmp_path, limits):
+    prepared = prepare(tmp_path, count=60)
+    settings = read_settings([*SITE, *(f"cluster.{limit}" for limit in limits)], prepared.info.settings)
+    assert parts_of(prepared.run, prepared.info, settings) == 4

@@ -16,12 +16,14 @@ from typing import Sequence
 
 import pytest
 
+from jobs.attendance import End
 from jobs.config import Settings, read_settings
 from jobs.rundir import RunDir
 from jobs.submit.launch import SRUN_ARGUMENTS
 from jobs.submit.sbatch import TEMPLATES, directives, render, render_after, setup_blocks, worker_device
 from ldm.errors import ConfigError, OutputError
 from ldm.inference.models import PROJECT_ROOT
+from tests.jobs.crew import attended
 
 GOLDEN = PROJECT_ROOT / "tests" / "golden"
 RUN = RunDir(Path("/public/home/user/sdbatch/outputs/portraits-20240223"))
@@ -117,12 +119,6 @@ def test_the_array_has_the_tasks_whose_shards_are_missing(shards, array):
     assert "export SDBATCH_PARTS=5\n" in text
 
 
-def test_a_site_that_limits_arrays_gets_fewer_tasks_with_more_shards_each():
-    text = render(RUN, settings("cluster=scnet-dcu", "cluster.max_array_size=4"), range(100), 100)
-    assert "#SBATCH --array=0-3\n" in text
-    assert "export SDBATCH_PARTS=4\n" in text
-
-
 @pytest.mark.parametrize("sign", ["%", "\\", "\n"])
 def test_a_folder_whose_name_slurm_would_read_otherwise_is_refused(tmp_path, sign):
     with pytest.raises(OutputError, match=r"(?s)the path of a run on Slurm must not hold .*; give outputs=FOLDER"):
@@ -200,6 +196,26 @@ def test_a_job_that_runs_elsewhere_by_now_is_left_alone(tmp_path):
     assert done.returncode == 75
     assert (tmp_path / "scontrol").read_text() == "show job 12_3\n"
     assert "job 12_3 has been started again elsewhere" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "other", "requeued"),
+    [
+        (137, {"end": End.OUT_OF_TIME}, True),
+        (139, {"end": End.OUT_OF_TIME}, True),
+        (137, {"end": End.DONE}, False),
+        (137, {"end": None}, False),
+        (143, {"end": End.OUT_OF_TIME}, False),  # cancelled
+        (4, {"end": End.OUT_OF_TIME}, False),  # 75 would have been the higher one
+        (137, {"end": End.OUT_OF_TIME, "task": "4"}, False),
+        (137, {"end": End.OUT_OF_TIME, "rank": 2}, False),
+    ],
+)
+def test_where_one_process_was_killed_the_job_goes_on_for_another_whose_time_was_up(tmp_path, status, other, requeued):
+    attended(RunDir(tmp_path), **{"job": "12", "task": "3", "rank": 1, "host": "node-0-1", **other})
+    done = Bash(tmp_path, status).run(job(tmp_path, "cards=2"))
+    assert done.returncode == status
+    assert ("job 12_3 goes on from the queue" in done.stderr) is requeued
 
 
 @pytest.mark.parametrize("word", ["requeue=false", "cluster.requeue=false"])
