@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.jobs.cluster.test_detect import Site
 
 from jobs.cluster.advice import site_advice
 from jobs.spec import ClusterProfile
 from ldm.errors import SchedulerError
+from tests.jobs.cluster.test_detect import Site
 
 PROFILE = ClusterProfile(scheduler="slurm", partition="kshdtest", gres="dcu")
 LIMITED = Site(sacctmgr="proj7|normal|normal|200\n")

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from jobs.cluster.queue import known_jobs
 from jobs.cli import main
+from jobs.cluster.queue import known_jobs
 from jobs.commands.making import start
 from jobs.config import read_settings
 from jobs.submit.launch import note_forgotten
