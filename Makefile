@@ -29,7 +29,7 @@ run: .venv/run.stamp  ## prompts to pictures with the model that ships here, on 
 
 test: .venv/test.stamp  ## every test, on a real Slurm cluster too; installs the packages they need when it may
 	tools/apt.sh tests/apt-packages.txt
-	$(IN_VENV) pytest -m "" -rs
+	OMP_NUM_THREADS=1 $(IN_VENV) pytest -m "" -rs -n 2 --dist loadgroup
 
 test-quick: .venv/test.stamp  ## the tests that need no cluster and little time
 	$(IN_VENV) pytest

@@ -91,14 +91,3 @@ def test_small_measurement_gives_every_row_asked_for() -> None:
         "`--help`",
         "`render`",
     ]
-
-
-@pytest.mark.slow
-@pytest.mark.slurm
-def test_short_chaos_finds_no_fault(tmp_path: Path) -> None:
-    small = "--minutes=0.1", "--images=16", "--model=rehearsal", "--steps=200"
-    done = run_script("benchmarks/chaos.py", *small, f"--json={tmp_path / 'found.json'}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["faults"] == []
-    assert len(found["runs"]) >= 1

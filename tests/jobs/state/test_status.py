@@ -7,6 +7,7 @@ import io
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -209,13 +210,12 @@ def test_no_folder_is_listed_but_those_of_the_workers(tmp_path, monkeypatch):
     assert set(listed) == {workers, f"{workers}/12"}
 
 
-@pytest.mark.slow
-def test_a_thousand_shards_are_looked_at_within_two_seconds(tmp_path):
-    """0.3 s on a free core; a minute's worth of other people's work must not make this fail, so the CPU time counts."""
-    prepared = synthetic(tmp_path, 1000)
-    before = time.process_time()
+def test_no_record_is_read_twice(tmp_path, monkeypatch):
+    prepared, opened, real = synthetic(tmp_path, 40), [], Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *words, **more: opened.append(path) or real(path, *words, **more))
     status_of(prepared)
-    assert time.process_time() - before < 2
+    records = [path for path in opened if path.parent.name == "records"]
+    assert sorted(records) == [prepared.run.records_path(shard) for shard in range(40)]
 
 
 @pytest.fixture
