@@ -13,9 +13,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Set, Tuple
 
 from jobs.reading import read_bytes, read_end
 from jobs.spec import PlannedImage, Shard
@@ -27,6 +28,7 @@ FLUSH_SECONDS = 1.0
 FLUSH_SHARE = 50
 LAST_LOOKS, LOOK_AGAIN_SECONDS = 5, 0.5
 SESSIONS_KEPT = 50  # apart; those before are summed up, so that the last line stays short
+EARLIER = "earlier sessions"  # the name of what stands for those
 ATTEMPTS = 3  # of a picture that fails, before it is left alone
 
 
@@ -72,6 +74,11 @@ class ShardSummary:
     failed: int
     sessions: Tuple[Session, ...]
 
+    @property
+    def killed_one(self) -> bool:
+        """Whether a worker may have died here."""
+        return any(session.trying for session in self.sessions)
+
 
 @dataclass
 class ShardRecords:
@@ -103,18 +110,23 @@ class RecordBook:
     def companions(self) -> List[str]:
         """The other workers that have written here since this book was opened, as far as it has seen."""
         new = [session for session in self.known.sessions if session not in self._before]
-        return [session.worker for session in new if session.worker != self._session.worker]
+        return [session.worker for session in new if session.worker not in (self._session.worker, EARLIER)]
 
-    def suspects(self) -> Set[int]:
-        """The pictures that other workers were at when they last wrote, and that are not made: some may have killed."""
-        others = [each for each in self.known.sessions if each.worker != self._session.worker]
-        return {index for session in others for index in session.trying} - self.known.images.keys()
+    def deaths(self) -> Mapping[int, int]:
+        """Of pictures that are not made, how many others were at them when they last wrote: some may have killed."""
+        tried = Counter(index for session in self._others() for index in session.trying)
+        return Counter({index: times for index, times in tried.items() if index not in self.known.images})
 
     def begin(self, indices: Iterable[int]) -> None:
-        """Note which pictures are being tried; at once where a worker has died here before."""
+        """Note which pictures are being tried; at once where a worker has died here before, whatever it was at: it may
+        have begun another batch since it last wrote.
+        """
         self._session = dataclasses.replace(self._session, trying=tuple(indices))
-        if self.suspects():
+        if any(session.trying for session in self._others()):
             self.flush(at_once=True)
+
+    def _others(self) -> List[Session]:
+        return [each for each in self.known.sessions if each.worker != self._session.worker]
 
     def leave(self) -> ShardSummary:
         """Write all that is known; nothing is being tried any more.
@@ -226,7 +238,7 @@ def _summed_up(sessions: Tuple[Session, ...]) -> Tuple[Session, ...]:
     spent = sum(each.updated - each.started for each in old)
     started = min(each.started for each in old)
     made = sum(each.made for each in old)
-    return (Session("earlier sessions", old[-1].device, started, started + spent, made), *new)
+    return (Session(EARLIER, old[-1].device, started, started + spent, made), *new)
 
 
 def _summary(shard: Shard, records: ShardRecords) -> ShardSummary:

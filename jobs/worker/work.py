@@ -17,6 +17,7 @@ from typing import Callable, Dict, List, Mapping, MutableMapping, Optional, Sequ
 from jobs.attendance import Attendant, End, attend
 from jobs.cluster.slurm import RunCommand, allocated_cards, job_end, remembering, run_command
 from jobs.config import Settings, read_settings
+from jobs.records import read_summary
 from jobs.rundir import RunDir, RunInfo, shard_files
 from jobs.spec import JobSpec
 from jobs.storage.pack import Finish, finish_shard
@@ -34,6 +35,12 @@ log = logging.getLogger(__name__)
 
 # Exit statuses: EX_TEMPFAIL of sysexits.h, on which the shell around puts the job back into the queue; 128 + SIGTERM.
 AGAIN, TOLD = 75, 143
+LOOKS = 2  # at a shard
+STATUSES = {End.PAUSED: 0, End.TOLD_TO_STOP: TOLD, End.OUT_OF_TIME: AGAIN}
+TOO_SHORT = (
+    "the whole time limit was too short for one batch, so another try would be too: give a higher time_limit_min or a "
+    "lower batch_size"
+)
 OWN_CARDS = "SLURM_GPUS_PER_TASK"
 
 
@@ -81,7 +88,7 @@ def _work_on(
 ) -> int:
     names = OnePass()
     ends = {shard: finish_shard(run, info, shard, names) for shard in own}
-    todo = [shard for shard in own if ends[shard] is Finish.LEFT]
+    todo = dangerous_last(run, [shard for shard in own if ends[shard] is Finish.LEFT])
     attendant.update(shards=tuple(own))
     log.info("%d of %d shards to do", len(todo), len(own))
     finished = [shard for shard in own if ends[shard] is not Finish.LEFT]
@@ -92,9 +99,21 @@ def _work_on(
             ends.update(_make_shards(run, info, spec, todo, attendant, limits))
     failed, damaged = attendant.now.failed, sum(end is Finish.DAMAGED for end in ends.values())
     log.info("done: %d shards, %d pictures failed, %d shards damaged", len(todo), failed, damaged)
-    problems = [f"{failed} pictures failed"] * bool(failed) + [f"{damaged} shards damaged"] * bool(damaged)
+    left = 0 if failed else sum(end is Finish.LEFT for end in ends.values())
+    counts = (failed, "pictures failed"), (damaged, "shards damaged"), (left, "shards with something left")
+    problems = [f"{count} {what}" for count, what in counts if count]
     attendant.leave(End.DONE, ", ".join(problems))
     return GenerationError.exit_code if problems else 0
+
+
+def dangerous_last(run: RunDir, shards: Sequence[int]) -> List[int]:
+    """Shards at which a worker may have died behind all others: what killed it may kill again."""
+
+    def killed(shard: int) -> bool:
+        summary = read_summary(run.records_path(shard))
+        return summary is not None and summary.killed_one
+
+    return sorted(shards, key=killed)
 
 
 def _make_shards(
@@ -110,28 +129,34 @@ def _make_shards(
     worker = Worker(attendant.now.worker, device, planned, beat=_beat(attendant), room=room)
     for shard in todo:
         try:
-            run_shard(run.shard(shard), run, generate, worker, limits)
-            ends[shard] = finish_shard(run, info, shard)
+            ends[shard] = _make_shard(run, info, shard, generate, worker, limits)
         except DamagedError as error:
             log.error("%s", error)
             ends[shard] = Finish.DAMAGED
     return ends
 
 
+def _make_shard(run: RunDir, info: RunInfo, shard: int, generate: Generate, worker: Worker, limits: Limits) -> Finish:
+    """Make what is missing, and look again: a twin that was at the shard may have taken something away as it ended."""
+    end = Finish.LEFT
+    for _ in range(LOOKS):
+        summary = run_shard(run.shard(shard), run, generate, worker, limits)
+        if info.settings.spec.output == "webdataset":
+            limits.check()  # packing takes its time, and the next process can do it
+        end = finish_shard(run, info, shard)
+        if summary.failed or end is not Finish.LEFT:
+            break
+    return end
+
+
 def _halted(halt: Halt, attendant: Attendant, limits: Limits) -> int:
     """What a process that stops before its end leaves behind: a word why, and a status that says how to go on."""
     log.info("stopping: %s", halt.reason)
+    if halt.end is End.OUT_OF_TIME and not attendant.now.made and limits.spent():
+        attendant.leave(End.ERROR, TOO_SHORT)  # not out of time, at which the job would be put back
+        raise RunError(TOO_SHORT)
     attendant.leave(halt.end, halt.reason)
-    if halt.end is End.PAUSED:
-        return 0
-    if halt.end is End.TOLD_TO_STOP:
-        return TOLD
-    if not attendant.now.made and limits.spent():
-        raise RunError(
-            "the whole time limit was too short for one batch, so another try would be too: give a higher "
-            "time_limit_min or a lower batch_size"
-        )
-    return AGAIN
+    return STATUSES[halt.end]
 
 
 def _beat(attendant: Attendant) -> Callable[[int, int], None]:

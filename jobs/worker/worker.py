@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Container, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
-from jobs.records import RecordBook, ShardSummary
+from jobs.records import ATTEMPTS, RecordBook, ShardSummary
 from jobs.rundir import RunDir
 from jobs.spec import PlannedImage, Shard
 from jobs.storage.pictures import is_there, keep
@@ -120,14 +120,20 @@ def _write_down(
 
 
 def _waiting(shard: Shard, todo: Sequence[PlannedImage], book: RecordBook, worker: Worker) -> List[List[PlannedImage]]:
-    """The batches with something left to make; those at which a worker has died come last, for they may kill again."""
-    wanted, suspects = {image.index for image in todo}, book.suspects()
-    left = [
-        batch
-        for batch in batches(shard.images, worker.batch_size)
-        if wanted.intersection(image.index for image in batch)
-    ]
-    return sorted(left, key=lambda batch: any(image.index in suspects for image in batch))
+    """The batches with something left to make; those at which workers have died come last, for they may kill again.
+
+    One at which as many have died as a picture may fail is taken apart, so that only one of its pictures kills again.
+    """
+    wanted, deaths = {image.index for image in todo}, book.deaths()
+
+    def killed(batch: Sequence[PlannedImage]) -> int:
+        return max(deaths[image.index] for image in batch)
+
+    left: List[List[PlannedImage]] = []
+    for batch in batches(shard.images, worker.batch_size):
+        parts = [batch] if killed(batch) < ATTEMPTS else [[image] for image in batch]
+        left += [part for part in parts if wanted.intersection(image.index for image in part)]
+    return sorted(left, key=killed)
 
 
 def _to_make(batch: Sequence[PlannedImage], missing: Container[int], book: RecordBook) -> List[PlannedImage]:
@@ -140,8 +146,8 @@ def _next(waiting: List[List[PlannedImage]], book: RecordBook, worker: Worker) -
     """Take the next of the waiting batches. Of two workers one comes from the end, so that they meet and not race."""
     if not any(name < worker.name for name in book.companions()):
         return waiting.pop(0)
-    suspects = book.suspects()
-    trusted = [number for number, batch in enumerate(waiting) if not suspects.intersection(i.index for i in batch)]
+    suspects = book.deaths()
+    trusted = [number for number, batch in enumerate(waiting) if not any(i.index in suspects for i in batch)]
     return waiting.pop(trusted[-1] if trusted else -1)
 
 

@@ -281,15 +281,15 @@ def test_who_tries_what_is_there_once_a_worker_has_died_here(path):
     first.begin([0, 1])
     first.flush(at_once=True)
     second = book(path, "two")
-    assert second.suspects() == {0, 1}
+    assert second.deaths() == {0: 1, 1: 1}
     second.begin([2])
     assert {session.worker: session.trying for session in read_records(path).sessions} == {"one": (0, 1), "two": (2,)}
     second.leave()
     third = book(path, "three")
-    assert third.suspects() == {0, 1}
+    assert third.deaths() == {0: 1, 1: 1}
     third.add(record(0))
     third.flush(at_once=True)
-    assert third.suspects() == {1}, "what is made has killed nobody"
+    assert third.deaths() == {1: 1}, "what is made has killed nobody"
 
 
 def test_what_a_companion_takes_away_with_its_last_writing_is_written_again(path, monkeypatch):
@@ -316,3 +316,4 @@ def test_the_last_line_stays_short_however_often_a_shard_was_begun(path):
     assert summary.sessions[0].worker == "earlier sessions"
     spent = [each.updated - each.started for each in summary.sessions]
     assert sum(spent) == pytest.approx(600 * spent[-1], rel=0.01), "no time is lost"
+    assert "earlier sessions" not in writing.companions(), "nobody of this name is at work"

@@ -11,9 +11,11 @@ import pytest
 
 from jobs.attendance import End, read_attendances
 from jobs.records import read_summary
+from jobs.storage.pack import Finish, finish_shard
 from jobs.worker import work as module
 from jobs.worker.place import Place
 from jobs.worker.work import work
+from jobs.worker.worker import Worker, run_shard
 from ldm.errors import ConfigError, DeviceError, RunError
 from tests.jobs.support import FakeModel, prepare
 
@@ -289,8 +291,47 @@ def test_a_limit_too_short_for_one_batch_is_an_error_and_no_endless_round(tmp_pa
     monkeypatch.setattr("jobs.worker.stop.WARNED_SECONDS", 0.0)
     monkeypatch.setattr(module, "job_end", lambda environ, ask: time.time() + 0.4)
     monkeypatch.setattr(module, "load_generate", lambda info, spec: (slow, "fake"))
+    prepared = prepare(tmp_path)
     with pytest.raises(RunError, match="too short for one batch"):
-        work(prepare(tmp_path).run)
+        work(prepared.run)
+    assert [each.end for each in attendances(prepared)] == [End.ERROR], "not out of time, at which the job is put back"
+
+
+def test_shards_at_which_a_worker_died_come_behind_all_others(tmp_path):
+    prepared = prepare(tmp_path)
+    run = prepared.run
+
+    def die(requests):
+        raise SystemExit("as if the process were gone")
+
+    with pytest.raises(SystemExit):
+        run_shard(run.shard(0), run, die, Worker("one", "fake", batch_size=2))
+    run_shard(run.shard(1), run, FakeModel(), Worker("two", "fake", batch_size=2))
+    assert module.dangerous_last(run, [0, 1, 2]) == [1, 2, 0]
+
+
+def test_what_a_twin_takes_away_as_it_ends_is_made_good(tmp_path, model, monkeypatch):
+    """It read the records before this one wrote them, and writes them behind it."""
+    prepared = prepare(tmp_path, "images_per_shard=6")
+    records = prepared.run.records_path(0)
+    taken = []
+
+    def finish_once(run, info, shard, *names):
+        if not taken and records.exists():
+            taken.append(records.unlink())
+        return finish_shard(run, info, shard, *names)
+
+    monkeypatch.setattr(module, "finish_shard", finish_once)
+    assert work(prepared.run) == 0
+    assert taken
+    assert done(prepared) == [0]
+
+
+def test_a_process_that_leaves_something_undone_does_not_say_that_it_did_it(tmp_path, model, monkeypatch):
+    prepared = prepare(tmp_path)
+    monkeypatch.setattr(module, "finish_shard", lambda *words: Finish.LEFT)
+    assert work(prepared.run) == 4
+    assert attendances(prepared)[0].message == "3 shards with something left"
 
 
 def test_a_paused_run_is_left_alone(tmp_path, model):

@@ -196,6 +196,26 @@ def test_pictures_at_which_a_worker_died_come_last(run):
     assert [batch[0] for batch in model.batches] == ["picture number 2", "picture number 4", "picture number 0"]
 
 
+def test_a_picture_that_kills_every_process_stops_no_other(tmp_path):
+    """Real processes, gone without a word; its batch is taken apart once it has killed as often as a picture may fail."""
+    run = prepare(tmp_path, "images_per_shard=6").run
+
+    def deadly(requests):
+        if "picture number 2" in [request.prompt for request in requests]:
+            os._exit(9)
+        return FakeModel()(requests)
+
+    for life in range(10):
+        child = os.fork()
+        if child == 0:
+            run_shard(run.shard(0), run, deadly, Worker(f"life {life}", "fake", batch_size=2))
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        if len(read_records(run.records_path(0)).images) == 5:
+            break
+    assert sorted(read_records(run.records_path(0)).images) == [0, 1, 3, 4, 5]
+
+
 def test_after_a_crash_what_was_made_is_recorded(run):
     model = FakeModel()
 
