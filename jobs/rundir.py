@@ -89,6 +89,7 @@ class RunDir:
         self.logs = self.path / "logs"
         self.workers = self.path / "workers"
         self.pause_path = self.path / "pause"
+        self.name_after = f"{self.path.name}-after"  # of the job behind the last picture
         self._info: Optional[RunInfo] = None
 
     def image_path(self, file: str) -> Path:

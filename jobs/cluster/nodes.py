@@ -12,8 +12,9 @@ CRASH_SECONDS = 2 * UPDATE_SECONDS  # workers whose last signs are this close we
 
 
 def failing_nodes(attendances: Sequence[Attendance], lost: Collection[Attendance] = ()) -> Dict[str, int]:
-    """The nodes on which workers ended in an error, or were among the `lost`, at least 3 times with no success there
-    since; each with that number. Workers that were lost together count once: that was one crash.
+    """The nodes on which workers ended in an error, made none of their pictures, or were among the `lost`, at least 3
+    times with no success there since; each with that number. Workers that were lost together count once: that was one
+    crash.
 
     A node is blamed only if another one made pictures after its failures began: what fails everywhere, such as a full
     disk or a missing file of weights, is the fault of no node.
@@ -22,7 +23,7 @@ def failing_nodes(attendances: Sequence[Attendance], lost: Collection[Attendance
     streaks: Dict[str, List[Attendance]] = {}
     successes: Dict[str, float] = {}
     for each in sorted((one for one in attendances if one.job), key=_last_sign):
-        if each.end is End.ERROR or each in dead:
+        if each.end is End.ERROR or each in dead or (each.failed and not each.made):
             _add(streaks.setdefault(each.host, []), each)
         elif each.made or each.end is End.DONE:
             streaks.pop(each.host, None)

@@ -10,7 +10,7 @@ import re
 import subprocess
 import time
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 from jobs.attendance import UPDATE_SECONDS, Attendance, End, read_attendances
 from jobs.cluster.processes import works_here
@@ -110,7 +110,7 @@ def live_jobs(run: RunDir, ask: Ask = ask, users: Optional[Set[int]] = None) -> 
     strangers: Dict[str, bool] = {}
     found: Dict[str, JobState] = {}
     for task, state in parse_queue(text).items():
-        if state.job not in known and state.name == run.path.name and state.job not in strangers:
+        if state.job not in known and state.name in (run.path.name, run.name_after) and state.job not in strangers:
             strangers[state.job] = writes_into(run, task, ask)
         if state.job in known or strangers.get(state.job):
             found[task] = state
@@ -194,35 +194,38 @@ def job_id(attendance: Attendance) -> str:
 
 
 def busy_shards(run: RunDir, live: Optional[Dict[str, JobState]]) -> Set[int]:
-    """The shards that a job in the queue, or a process on this machine, has or will have in work.
+    """The shards that a job in the queue, or a process on this machine, has or will have in work. What a waiting task
+    of a rendered file will make is not known here, so that may be all of them.
 
     Where the queue could not be asked, those whose worker has given a sign of life of late.
     """
     attendances = read_attendances(run.workers)
     coming = {job: state for job, state in (live or {}).items() if state.will_work}
-    tasks = [task for submission in run.submissions() for task in submission["tasks"]] if coming else []
-    given_up = _given_up(attendances, coming)
-    busy = {shard for task in tasks if task["job"] in coming for shard in task["shards"]} - given_up
+    submitted = {task["job"]: set(task["shards"]) for each in run.submissions() for task in each["tasks"]}
+    newest = {(job_id(each), each.rank): each for each in attendances if each.job}.values()
     now = time.time()
+    busy: Set[int] = set()
+    for job, state in coming.items():
+        own = [each for each in newest if job_id(each) == job]
+        if state.waiting and not own and job not in submitted and state.name == run.path.name:
+            return set(range(run.info().plan.shards))
+        shards = submitted.get(job, set()).union(*(each.shards for each in own))
+        busy |= shards - _left_to_nobody(own, now, asked_for=job in submitted) if state.running else shards
     for each in attendances:
         silent = live is None and bool(each.job) and now - each.updated < SILENT_SECONDS
-        here = each.end is None and (works_here(run, each) or silent)
-        again = each.end in (None, End.OUT_OF_TIME) or not _is_running(coming, job_id(each))
-        if here or (job_id(each) in coming and again):
+        if each.end is None and (silent or works_here(run, each)):
             busy.update(each.shards)
     return busy
 
 
-def _given_up(attendances: Sequence[Attendance], coming: Mapping[str, JobState]) -> Set[int]:
-    """The shards of processes that have left for good while others of their task work on: nobody else is at them."""
-    newest = {(job_id(each), each.rank): each for each in sorted(attendances, key=lambda each: each.started)}
-    return {
-        shard
-        for (job, _), each in newest.items()
-        if _is_running(coming, job) and each.end not in (None, End.OUT_OF_TIME)
-        for shard in each.shards
-    }
+def _left_to_nobody(own: Iterable[Attendance], now: float, *, asked_for: bool) -> Set[int]:
+    """The shards of processes of a running task that have left for good while others of it work on.
 
-
-def _is_running(coming: Mapping[str, JobState], job: str) -> bool:
-    return job in coming and coming[job].running
+    In a job that nobody submitted for this run, such as an allocation, one that was killed leaves without a word.
+    """
+    left: Set[int] = set()
+    for each in own:
+        gone = each.end is None and not asked_for and now - each.updated >= SILENT_SECONDS
+        if gone or each.end not in (None, End.OUT_OF_TIME):
+            left.update(each.shards)
+    return left

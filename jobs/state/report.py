@@ -9,7 +9,7 @@ from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 from jobs.attendance import Attendance, read_attendances
 from jobs.plan import index_ranges
 from jobs.reading import reading
-from jobs.records import Failure, Session, ShardSummary, read_summary
+from jobs.records import EARLIER, Failure, Session, ShardSummary, read_summary
 from jobs.rundir import RunDir, RunInfo
 from jobs.state.logs import TaskLog, latest_logs, reasons, tail, task_logs
 from jobs.wording import money, speed
@@ -149,8 +149,10 @@ def _present(attendances: Sequence[Attendance], sessions: Iterable[Session]) -> 
 
 
 def _unattended(attendances: Sequence[Attendance], sessions: Iterable[Session]) -> float:
-    """Seconds that workers without a file of their own have noted in the records."""
-    noted = {each.worker for each in attendances}
+    """Seconds that workers without a file of their own have noted in the records. Those summed up had files, if any
+    worker has.
+    """
+    noted = {each.worker for each in attendances} | ({EARLIER} if attendances else set())
     return sum(each.updated - each.started for each in sessions if each.worker not in noted)
 
 

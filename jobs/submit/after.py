@@ -13,7 +13,7 @@ from jobs.config import Settings
 from jobs.rundir import RunDir
 from jobs.spec import JobSpec
 from jobs.submit.launch import ArrayTask, after_steps, log_folder, note
-from jobs.submit.sbatch import AFTER, render_after
+from jobs.submit.sbatch import render_after
 from ldm.errors import SchedulerError
 from ldm.inference.files import write_atomically
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 def is_after(run: RunDir, state: JobState) -> bool:
     """Whether a job of the run is the one behind its pictures."""
-    return state.name == f"{run.path.name}{AFTER}"
+    return state.name == run.name_after
 
 
 def follow(

@@ -29,7 +29,6 @@ NODE_LOCAL = ("/tmp/", "/var/tmp/", "/dev/shm/")
 # Workers stop in time by themselves. USR2 is for preemption, at sites that send it then; before the end of the time it
 # is to come as late as can be, for Slurm may send it a minute early.
 SIGNAL = "USR2@1"
-AFTER = "-after"  # the name of the job behind the last picture is the run's with this
 UNQUOTABLE = "%\\\n"  # Slurm expands the first two in the path of a log, and a directive is one line
 
 
@@ -91,7 +90,7 @@ def render_after(
     settings = dataclasses.replace(settings, spec=dataclasses.replace(settings.spec, cards=1))
     header = {
         **directives(run, settings),
-        "job-name": f"{run.path.name}{AFTER}",
+        "job-name": run.name_after,
         **({} if dependency is None else {"dependency": dependency}),
         "output": str(log_path),
         "cpus-per-task": "1",

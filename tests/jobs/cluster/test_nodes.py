@@ -40,6 +40,13 @@ def test_one_at_work_there_with_pictures_made_clears_it_too():
     assert failing_nodes([*errors, at(130, "bad", made=0), success(200)]) == {"bad": 3}
 
 
+def test_a_card_on_which_no_picture_comes_out_speaks_against_its_node():
+    """Its memory may be held by another, or it gives nothing but NaN; the process itself ends in good order."""
+    sick = [at(when, "bad", end=End.DONE, failed=20) for when in (100, 110, 120)]
+    assert failing_nodes([*sick, success(200)]) == {"bad": 3}
+    assert failing_nodes([*sick[:2], at(120, "bad", end=End.DONE, made=1, failed=19), success(200)]) == {}
+
+
 def test_what_fails_everywhere_is_no_nodes_fault():
     everywhere = [error(when + 100, host) for when in range(5) for host in ("one", "two", "three")]
     assert failing_nodes(everywhere) == {}

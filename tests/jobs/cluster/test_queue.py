@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 import subprocess
@@ -217,6 +218,53 @@ def test_an_interrupted_step_of_an_allocation_keeps_nothing(tmp_path):
     run = prepare(tmp_path).run
     attended(run, job="77", task="", shards=(0, 1), end=End.TOLD_TO_STOP)
     assert busy_shards(run, {"77": job("RUNNING")}) == set()
+
+
+def test_a_process_that_was_killed_in_an_allocation_keeps_nothing_for_long(tmp_path):
+    run = prepare(tmp_path).run
+    long_ago = time.time() - 3600
+    attended(run, job="77", task="", shards=(0, 1), started=long_ago, updated=long_ago)
+    assert busy_shards(run, {"77": job("RUNNING")}) == set()
+    attended(run, job="77", task="", rank=1, shards=(2,))
+    assert busy_shards(run, {"77": job("RUNNING")}) == {2}
+    attended(run, job="77", task="", rank=1, pid=2, shards=(2,), started=time.time(), end=End.DONE)
+    assert busy_shards(run, {"77": job("RUNNING")}) == set(), "another has been in its place since"
+
+
+def test_what_a_link_gave_up_is_the_next_ones(tmp_path):
+    run = prepare(tmp_path).run
+    tasks = [{"job": job, "shards": [0, 1], "logs": []} for job in ("12_0", "13_0")]
+    run.add_submission({"submitted": "", "scheduler": "slurm", "tasks": tasks, "script": ""})
+    attended(run, job="12", task="0", rank=0, shards=(0,), end=End.ERROR)
+    attended(run, job="12", task="0", rank=1, shards=(1,))
+    live = {"12_0": job("RUNNING"), "13_0": job("PENDING", "Dependency")}
+    assert busy_shards(run, live) == {0, 1}
+
+
+def test_of_a_task_that_began_anew_the_newest_processes_count(tmp_path):
+    run = prepare(tmp_path).run
+    run.add_submission({"tasks": [{"job": "12_0", "shards": [0, 1], "logs": []}]})
+    before = time.time() - 3600
+    attended(run, job="12", task="0", rank=0, shards=(0,), started=before, updated=before, end=End.OUT_OF_TIME)
+    attended(run, job="12", task="0", rank=0, pid=2, shards=(0,), end=End.ERROR)
+    attended(run, job="12", task="0", rank=1, pid=3, shards=(1,))
+    assert busy_shards(run, {"12_0": job("RUNNING")}) == {1}
+
+
+def test_a_rendered_file_that_waits_may_make_everything(tmp_path):
+    run = prepare(tmp_path).run
+    waiting = dataclasses.replace(job("PENDING", "Priority"), name=run.path.name)
+    assert busy_shards(run, {"40_[0-2]": waiting}) == {0, 1, 2}
+    assert busy_shards(run, {"41": dataclasses.replace(waiting, name=run.name_after)}) == set()
+
+
+def test_a_job_behind_the_pictures_that_nobody_noted_is_known_by_its_name(tmp_path):
+    run = prepare(tmp_path).run
+    answers = (
+        ("squeue", f"41|41|PENDING|Dependency|1:00||{run.name_after}\n"),
+        ("scontrol", f"   StdOut={run.logs}/x.log\n"),
+    )
+    assert list(live_jobs(run, Scheduler(*answers)) or {}) == ["41"]
 
 
 def test_without_a_queue_a_fresh_sign_of_life_counts(tmp_path):
