@@ -80,8 +80,8 @@ class JobSpec:
             _check_at_least_one(name, getattr(self, name))
         for name in ("images_per_shard", "max_parallel", "links"):
             _check_at_least_one(name, getattr(self, name), or_none=True)
-        if self.seconds_per_image is not None and not 0 < self.seconds_per_image < math.inf:
-            raise ConfigError(f"seconds_per_image must be above 0, got {self.seconds_per_image}")
+        if self.seconds_per_image is not None and not 1e-6 <= self.seconds_per_image < math.inf:
+            raise ConfigError(f"seconds_per_image must be at least 0.000001, got {self.seconds_per_image}")
         if not 1 <= self.quality <= 100:
             raise ConfigError(f"quality must be in 1..100, got {self.quality}")
         if self.name is not None and not NAME.fullmatch(self.name):

@@ -54,9 +54,13 @@ def place_order(
     """
     profile, spec = settings.profile, with_cards_for(settings.spec, len(shards))
     speed = known_speed(spec, profile, info.model, run)
-    load = load_of(
-        Work(len(shards), info.plan.images_per_shard, speed), spec, profile, _free_jobs(run, settings, live or {})
-    )
+    free = _free_jobs(run, settings, live or {})
+    if free == 0:
+        raise SchedulerError(
+            f"max_submit_jobs={profile.max_submit_jobs} allows no more beside the jobs of this run in the queue; "
+            f"python -m jobs resume {shlex.quote(str(run.path))} submits more once some have ended"
+        )
+    load = load_of(Work(len(shards), info.plan.images_per_shard, speed), spec, profile, free)
     if load.shards < len(shards):
         log.warning("%d of %d shards are submitted, as max_submit_jobs=%d allows no more; python -m jobs resume %s "
                     "submits more of them once jobs have ended",
@@ -74,7 +78,7 @@ def _free_jobs(run: RunDir, settings: Settings, live: Dict[str, JobState]) -> Op
     if most is None:
         return None
     there = sum(not is_after(run, state) for state in live.values())
-    return max(1, most - there - bool(after_steps(settings.spec)))
+    return max(0, most - there - bool(after_steps(settings.spec)))
 
 
 def parts_of(run: RunDir, info: RunInfo, settings: Settings) -> int:

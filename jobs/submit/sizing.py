@@ -40,17 +40,20 @@ class Work:
     images_per_shard: int
     speed: Optional[Speed]
 
-    def seconds(self, per_process: int) -> Optional[float]:
-        """How long a process takes for so many shards; None where the speed is not known."""
-        if self.speed is None:
-            return None
-        return per_process * self.images_per_shard * self.speed.seconds_per_image + self.speed.loading
-
     def fitting(self, seconds: float) -> int:
         """How many shards a process can go through in that time; 0 where the speed is not known."""
         if self.speed is None:
             return 0
         return math.floor((seconds - self.speed.loading) / (self.images_per_shard * self.speed.seconds_per_image))
+
+    def links(self, per_process: int, seconds: float) -> int:
+        """How many jobs of so many seconds, one behind the other, a process needs for its shards; each loads the model
+        again. One where none of them could make a picture.
+        """
+        if self.speed is None or seconds < self.speed.loading + self.speed.seconds_per_image:
+            return 1
+        sampling = per_process * self.images_per_shard * self.speed.seconds_per_image
+        return max(1, math.ceil(sampling / (seconds - self.speed.loading)))
 
 
 def images_per_shard(spec: JobSpec, images: int, speed: Optional[Speed]) -> int:
@@ -82,7 +85,7 @@ def largest_array(spec: JobSpec, profile: ClusterProfile) -> int:
     """How many tasks an array may have: one a number below MaxArraySize, and no more than its folder may have files:
     submitit leaves three a process.
     """
-    return min(profile.max_array_size, LOGS_PER_FOLDER // (1 + 2 * spec.cards))
+    return max(1, min(profile.max_array_size, LOGS_PER_FOLDER // (1 + 2 * spec.cards)))
 
 
 def arrays_of(
@@ -117,7 +120,7 @@ def load_of(work: Work, spec: JobSpec, profile: ClusterProfile, jobs: Optional[i
 
     def load(links: int) -> Load:
         per_process = max(planned, math.ceil(work.shards / (spec.cards * min(most // links, parallel))))
-        return Load(work.shards, per_process, links_of(spec, profile, work.seconds(per_process)))
+        return Load(work.shards, per_process, links_of(work, per_process, spec, profile))
 
     links = 1
     while links <= most:
@@ -125,18 +128,16 @@ def load_of(work: Work, spec: JobSpec, profile: ClusterProfile, jobs: Optional[i
         if found.links <= links:
             return found
         links = found.links  # fewer were not enough for tasks that were shorter still
-    per_process = max(planned, work.fitting(LIMIT_SHARE * spec.time_limit_min * 60 * (spec.links or 1)))
-    links = links_of(spec, profile, work.seconds(per_process))
+    per_process = max(planned, (spec.links or 1) * work.fitting(LIMIT_SHARE * spec.time_limit_min * 60))
+    links = links_of(work, per_process, spec, profile)
     return Load(min(work.shards, max(1, most // links) * spec.cards * per_process), per_process, links)
 
 
-def links_of(spec: JobSpec, profile: ClusterProfile, task_seconds: Optional[float]) -> int:
+def links_of(work: Work, per_process: int, spec: JobSpec, profile: ClusterProfile) -> int:
     """How many jobs, one behind the other, each array needs: one where a job puts itself back into the queue."""
     if spec.links is not None:
         return spec.links
-    if task_seconds is None or (spec.requeue and profile.requeue):
-        return 1
-    return max(1, math.ceil(task_seconds / (LIMIT_SHARE * spec.time_limit_min * 60)))
+    return 1 if spec.requeue and profile.requeue else work.links(per_process, LIMIT_SHARE * spec.time_limit_min * 60)
 
 
 @dataclass(frozen=True)

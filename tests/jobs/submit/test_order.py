@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from jobs.attendance import End
+from jobs.cluster.queue import JobState
 from jobs.config import read_settings
 from jobs.submit import order as module
 from jobs.submit.launch import Order
@@ -56,8 +57,8 @@ def test_slurms_word_on_the_beginning_is_passed_on(tmp_path, monkeypatch):
 
 
 def test_a_chain_is_as_long_as_its_work(tmp_path):
-    order, _ = ordered(prepare(tmp_path), "requeue=false", "seconds_per_image=3600", "time_limit_min=60")
-    assert order.links == 3
+    order, _ = ordered(prepare(tmp_path), "requeue=false", "seconds_per_image=2000", "time_limit_min=60")
+    assert order.links == 2, "of two pictures a task, one in each hour"
 
 
 def test_a_node_on_which_everything_fails_is_left_out_and_named(tmp_path, caplog, monkeypatch):
@@ -120,6 +121,17 @@ def test_more_than_the_queue_takes_is_left_for_later(tmp_path, caplog):
     order, _ = ordered(prepared, *words)
     assert (order.shards, order.links) == ((0, 1, 2, 3), 1), "one of the five is for what comes behind"
     assert "4 of 12 shards are submitted, as max_submit_jobs=5 allows no more; python -m jobs resume" in caplog.text
+
+
+def test_a_full_queue_takes_nothing_more(tmp_path):
+    prepared = prepare(tmp_path)
+    settings = read_settings([*SITE, "cluster.max_submit_jobs=2"], prepared.info.settings)
+    run = prepared.run
+    live = {f"12_{task}": JobState("RUNNING", "", "dcu1", 60, "12", run.path.name) for task in range(2)}
+    with pytest.raises(
+        SchedulerError, match=r"max_submit_jobs=2 allows no more .*; python -m jobs resume .* submits more"
+    ):
+        place_order(run, prepared.info, settings, [0, 1, 2], live, NOW)
 
 
 def test_a_queue_that_does_not_answer_is_no_empty_queue(tmp_path, monkeypatch):

@@ -258,6 +258,30 @@ def test_what_comes_behind_the_pictures_asks_for_no_card_and_does_each_step_what
     assert done.returncode == 0
 
 
+def failing(folder: Path, *words: str) -> str:
+    """The job behind the pictures, with a Python of which `verify` fails."""
+    python = folder / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n[ "$3" != verify ] || exit 4\n')
+    python.chmod(0o755)
+    given = settings("cluster=scnet-dcu", "cluster.setup=[]", f"cluster.python={python}", *words)
+    return render_after(RunDir(folder), given, ["verify", "report"], None, folder / "after.log")
+
+
+def test_a_step_that_fails_keeps_no_other_from_being_done(tmp_path):
+    done = Bash(tmp_path).run(failing(tmp_path, "webhook=https://site/hook"))
+    steps = [f"-m jobs verify {tmp_path}", f"-m jobs report {tmp_path}"]
+    assert done.stdout.splitlines()[-3:] == [*steps, f"-m jobs notify {tmp_path} webhook=https://site/hook"]
+    assert done.returncode == 4
+
+
+def test_nothing_comes_behind_the_pictures_of_a_paused_run(tmp_path):
+    (tmp_path / "pause").touch()
+    done = Bash(tmp_path).run(failing(tmp_path))
+    assert done.returncode == 0
+    assert "verify" not in done.stdout
+    assert "the run is paused" in done.stderr
+
+
 def test_the_workers_get_the_environment_of_the_job_whatever_it_was_submitted_with(tmp_path):
     bash = Bash(tmp_path)
     bash.run(job(tmp_path))

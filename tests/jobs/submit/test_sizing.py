@@ -109,7 +109,8 @@ def test_a_load_keeps_the_limits_and_can_do_all_that_it_holds(count, seconds, ca
     tasks = sum(map(len, arrays))
     assert jobs is None or tasks == 1 or tasks * load.links <= jobs
     assert parallel is None or len(arrays) <= parallel
-    assert requeue or work.seconds(load.per_process) <= load.links * 0.8 * 60 * 60
+    sampling, each = load.per_process * 10 * seconds, 0.8 * 60 * 60 - 30.0
+    assert requeue or sampling <= load.links * each or seconds > each, "each link loads the model"
     assert load.shards == count or (jobs is not None and not requeue), "all of it, where jobs go on by themselves"
     assert load.shards == count or (tasks + 1) * load.links > jobs, "no more would fit"
 
@@ -139,18 +140,31 @@ def test_arrays_are_split_where_the_site_says():
 
 
 @pytest.mark.parametrize(
-    ("spec", "profile", "seconds", "expected"),
+    ("spec", "profile", "known", "expected"),
     [
-        (JobSpec(), SITE, 1e6, 1),
-        (JobSpec(requeue=False, time_limit_min=100), SITE, 12_000.0, 3),
-        (JobSpec(time_limit_min=100), ClusterProfile(scheduler="slurm", requeue=False), 4_000.0, 1),
+        (JobSpec(), SITE, speed(1e4), 1),
+        (JobSpec(requeue=False, time_limit_min=100), SITE, speed(100.0), 3),
+        (JobSpec(requeue=False, time_limit_min=100), SITE, speed(100.0, loading=800.0), 3),
+        (JobSpec(requeue=False, time_limit_min=100), SITE, speed(100.0, loading=2400.0), 5),
+        (JobSpec(requeue=False, time_limit_min=100), SITE, speed(100.0, loading=4750.0), 1),
+        (JobSpec(time_limit_min=100), ClusterProfile(scheduler="slurm", requeue=False), speed(40.0), 1),
         (JobSpec(requeue=False), SITE, None, 1),
         (JobSpec(links=4), SITE, None, 4),
     ],
-    ids=["requeue", "no requeue", "the site has none", "unknown", "asked for"],
+    ids=[
+        "requeue",
+        "no requeue",
+        "loading",
+        "half is loading",
+        "only loading",
+        "the site has none",
+        "unknown",
+        "asked for",
+    ],
 )
-def test_a_chain_has_a_link_for_each_time_limit_where_jobs_may_not_requeue(spec, profile, seconds, expected):
-    assert links_of(spec, profile, seconds) == expected
+def test_a_chain_has_a_link_for_each_time_limit_where_jobs_may_not_requeue(spec, profile, known, expected):
+    """For 100 pictures, in jobs that are planned for 4,800 s; each loads the model again."""
+    assert links_of(Work(10, 10, known), 10, spec, profile) == expected
 
 
 def test_an_estimate_charges_every_card_of_a_task_until_the_last_is_done():
