@@ -38,7 +38,7 @@ def patiently(path: Path, read: Callable[[Path], Read]) -> Read:
 
 def if_there(path: Path, read: Callable[[Path], Read]) -> Optional[Read]:
     """As `patiently`, but None if there is nothing at `path`."""
-    with reading(path), contextlib.suppress(FileNotFoundError):
+    with reading(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return _again(path, read)
     return None
 

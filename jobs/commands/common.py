@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Sequence
 
@@ -53,6 +54,11 @@ def check_at_least_one(flag: str, value: int) -> None:
 def counted(number: int, noun: str) -> str:
     """1 task, 2 tasks."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def typed(path: Path) -> str:
+    """The path as a word of a command line."""
+    return shlex.quote(str(shown(path)))
 
 
 def shown(path: Path) -> Path:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shlex
 import signal
 import sys
 import time
 from functools import partial
 from typing import TYPE_CHECKING, List, Sequence, Tuple
 
-from jobs.commands.common import add_command, counted, of_prompts, of_run, shown, with_settings
+from jobs.commands.common import add_command, counted, of_prompts, of_run, shown, typed, with_settings
 from ldm.errors import ConfigError, GenerationError, RunError
 
 if TYPE_CHECKING:
@@ -163,9 +162,11 @@ def _prepare(options: argparse.Namespace) -> Tuple[Prepared, Settings]:
 
 def start(run: RunDir, info: RunInfo, settings: Settings, main: Main) -> int:
     """Start workers for what the run misses: jobs, which are left to themselves, or processes here, which are not."""
+    from jobs.cluster.queue import busy_shards
     from jobs.state.progress import Progress
     from jobs.submit.after import after_here
     from jobs.submit.launch import missing_shards, run_here, sweep_run
+    from jobs.worker.work import AGAIN, TOLD
 
     shards = missing_shards(run, info)
     if not shards:
@@ -173,12 +174,18 @@ def start(run: RunDir, info: RunInfo, settings: Settings, main: Main) -> int:
         sweep_run(run)
         return max(_finish(run, info), _after(run, settings, main))
     if run.pause_path.exists():
-        raise RunError(f"the run is paused; python -m jobs resume {shlex.quote(str(shown(run.path)))} goes on")
+        raise RunError(f"the run is paused; python -m jobs resume {typed(run.path)} goes on")
     if settings.profile.scheduler == "slurm":
         return _submit(run, info, settings, shards, main)
+    free = sorted(set(shards) - busy_shards(run, {}))
+    if not free:
+        print(f"nothing to start: processes here are at what is missing; python -m jobs watch {typed(run.path)}")
+        return 0
     with Progress(run, info) as progress:
-        status = run_here(run, settings, shards, progress.show)
+        status = run_here(run, settings, free, progress.show)
     finished = _finish(run, info)
+    if status in (AGAIN, TOLD) or run.pause_path.exists():
+        return max(status, finished)  # nothing comes behind the last picture yet
     return max(status, finished, after_here(run, settings.spec, main))
 
 
@@ -208,7 +215,7 @@ def _submit(run: RunDir, info: RunInfo, settings: Settings, shards: Sequence[int
         numbers = list(dict.fromkeys(map(number_of, tasks)))
         links = f" in {order.links} links" if order.links > 1 else ""
         print(f"submitted {counted(len(tasks) // order.links, 'task')}{links}: {' '.join(numbers)}")
-    print(f"python -m jobs status {shlex.quote(str(shown(run.path)))}")
+    print(f"python -m jobs status {typed(run.path)}")
     if lines:
         print("\n".join(lines))
     follow(run, settings, live, numbers)

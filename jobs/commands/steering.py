@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shlex
 from typing import TYPE_CHECKING
 
-from jobs.commands.common import add_command, counted, of_run, shown, with_settings
+from jobs.commands.common import add_command, counted, of_run, typed, with_settings
 from ldm.errors import RunError
 
 if TYPE_CHECKING:
     from jobs.commands.common import Subparsers
-    from jobs.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +31,7 @@ def pause(options: argparse.Namespace) -> int:
     run = RunDir(options.subject)
     run.info()
     print("paused: workers end between batches" if pause_run(run) else "the run is paused already")
-    print(f"python -m jobs resume {_name(run)} goes on")
+    print(f"python -m jobs resume {typed(run.path)} goes on")
     return 0
 
 
@@ -71,14 +69,10 @@ def retry(options: argparse.Namespace) -> int:
     if busy and busy == failed:
         raise RunError(
             "workers are at the shards with failed pictures; wait until they are done, or end them with "
-            f"python -m jobs cancel {_name(run)}, and retry then"
+            f"python -m jobs cancel {typed(run.path)}, and retry then"
         )
     forgotten = forget_failures(run, info, busy)
     left = f"; those of {counted(len(busy), 'shard')} that workers are at are left to them" if busy else ""
     log.info("%s may be tried again%s", counted(forgotten, "failed picture"), left)
     unpause(run)
     return start(run, info, settings, options.main)
-
-
-def _name(run: RunDir) -> str:
-    return shlex.quote(str(shown(run.path)))

@@ -130,9 +130,13 @@ def _check_picture(
         findings.add(Fault.PACKING, f"{image.file} is there, and in a tar too")
     elif own:
         path = run.image_path(image.file)
-        with reading(path):
-            wrong = what_is_wrong(path.read_bytes(), image, record, info)
-        _note(wrong, image.file, findings)
+        try:
+            with reading(path):
+                data = path.read_bytes()
+        except RunError as error:
+            findings.add(Fault.DAMAGED, str(error))
+            return
+        _note(what_is_wrong(data, image, record, info), image.file, findings)
     elif not packed and not damaged:
         findings.add(Fault.MISSING, f"picture {image.index} is recorded, and nowhere: {image.file}")
 

@@ -11,22 +11,21 @@ import datetime
 import functools
 import json
 import logging
-import os
 import re
 import time
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Optional, Set
+from typing import Callable, Iterable, Iterator, Optional
 
 from jobs.plan import FILES_PER_FOLDER, PlanDigest, from_line, image_file
 from jobs.proof.evidence import check_shard
 from jobs.proof.findings import Fault, Findings
-from jobs.reading import reading
+from jobs.reading import names_in, reading
 from jobs.rundir import RunDir, RunInfo
 from jobs.spec import PlannedImage
 from jobs.storage.pictures import indexed
 from jobs.submit.prepare import dependencies
 from ldm.errors import RunError
-from ldm.inference.files import PART, write_atomically
+from ldm.inference.files import PART, naming, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +37,9 @@ UNFINISHED = "is the part of a file, left by a writer that was killed or is at w
 def verify_run(run: RunDir, info: RunInfo, processes: int = 1) -> Findings:
     """Look at all of a run, and write verify.json into its folder."""
     findings = Findings()
+    path = run.path / "verify.json"
+    with naming(path), contextlib.suppress(FileNotFoundError):
+        path.unlink()  # what an earlier look found is not true of this one, should it be cut short
     check_plan(run, info, findings)
     check_names(run, info, findings)
     logged = time.monotonic()
@@ -46,7 +48,7 @@ def verify_run(run: RunDir, info: RunInfo, processes: int = 1) -> Findings:
         if time.monotonic() - logged > LOG_SECONDS:
             logged = time.monotonic()
             log.info("verified %d of %d shards", shard, info.plan.shards)
-    _write(run, info, findings)
+    _write(path, info, findings)
     return findings
 
 
@@ -83,7 +85,7 @@ def _planned(line: bytes, index: int, info: RunInfo) -> tuple[Optional[PlannedIm
 def check_names(run: RunDir, info: RunInfo, findings: Findings) -> None:
     """Whether samples/ and records/ hold nothing that the plan does not name; their folders are listed one by one."""
     folders = {f"{number:03}" for number in range(-(-info.plan.images // FILES_PER_FOLDER))}
-    in_samples = _names(run.samples)
+    in_samples = set(names_in(run.samples))
     listed = indexed(run.index_path).keys()
     tars = {name for name in in_samples if _is_tar(run, info, name)}
     for name in sorted(listed - tars):
@@ -92,10 +94,10 @@ def check_names(run: RunDir, info: RunInfo, findings: Findings) -> None:
     for folder in sorted(in_samples & folders):
         planned = range(int(folder) * FILES_PER_FOLDER, min((int(folder) + 1) * FILES_PER_FOLDER, info.plan.images))
         files = {Path(image_file(index, info.settings.spec.format)).name for index in planned}
-        _name_strays(run.samples / folder, _names(run.samples / folder) - files, findings)
+        _name_strays(run.samples / folder, set(names_in(run.samples / folder)) - files, findings)
     records = run.records_path(0).parent
     named = {run.records_path(shard).name for shard in range(info.plan.shards)}
-    _name_strays(records, _names(records) - named, findings)
+    _name_strays(records, set(names_in(records)) - named, findings)
 
 
 def _is_tar(run: RunDir, info: RunInfo, name: str) -> bool:
@@ -105,12 +107,6 @@ def _is_tar(run: RunDir, info: RunInfo, name: str) -> bool:
         return False
     shard, part = int(found.group(1)), int(found.group(2) or 0)
     return run.tar_path(shard, part).name == name and all(run.tar_path(shard, k).exists() for k in range(part))
-
-
-def _names(folder: Path) -> Set[str]:
-    with reading(folder), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        return set(os.listdir(folder))
-    return set()
 
 
 def _name_strays(folder: Path, names: Iterable[str], findings: Findings) -> None:
@@ -129,7 +125,7 @@ def _check_shards(run: RunDir, info: RunInfo, processes: int) -> Iterator[Findin
         yield from pool.map(check, range(info.plan.shards))
 
 
-def _write(run: RunDir, info: RunInfo, findings: Findings) -> None:
+def _write(path: Path, info: RunInfo, findings: Findings) -> None:
     values = {
         "plan_id": info.plan.plan_id,
         "verified": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -137,6 +133,4 @@ def _write(run: RunDir, info: RunInfo, findings: Findings) -> None:
         "planned": info.plan.images,
         **findings.to_json(),
     }
-    write_atomically(
-        run.path / "verify.json", (json.dumps(values, ensure_ascii=False, indent=1) + "\n").encode("utf-8")
-    )
+    write_atomically(path, (json.dumps(values, ensure_ascii=False, indent=1) + "\n").encode("utf-8"))

@@ -47,14 +47,11 @@ class _Gone(Exception):
 
 
 class Finish(enum.Enum):
-    """What is left of a shard. True unless a worker could do it."""
+    """What is left of a shard: LEFT is what a worker could do."""
 
     DONE = "done"
     LEFT = "left"
     DAMAGED = "damaged"
-
-    def __bool__(self) -> bool:
-        return self is not Finish.LEFT
 
 
 def finish_shard(run: RunDir, info: RunInfo, shard: int, names: NamesIn = names_in) -> Finish:

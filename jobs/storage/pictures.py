@@ -25,7 +25,7 @@ from jobs.plan import SUFFIXES
 from jobs.reading import TRIES, if_there, names_in, patiently, read_bytes
 from jobs.reading import is_there as path_is_there
 from jobs.records import read_records, read_summary, without_file
-from jobs.rundir import RunDir, RunInfo, shard_files
+from jobs.rundir import RunDir, RunInfo, shard_files, shard_indices
 from jobs.spec import PlannedImage
 from ldm.errors import RunError
 from ldm.inference.files import naming, sha256_of, write_once
@@ -134,10 +134,11 @@ def files_if_made(run: RunDir, info: RunInfo, shard: int, names: NamesIn = names
     if summary is None or not summary.done:
         return None
     own = own_files(run, info, shard, names)
-    present = len(own | packed(run, shard).keys()) if own else sum(map(samples_in, tars(run, shard)))
-    absent = len(shard_files(run, info, shard)) - present
-    whole = not absent or absent == len(without_file(read_records(run.records_path(shard))))
-    return own if whole else None
+    planned = len(shard_indices(info.plan, shard))
+    if planned == (len(own) or sum(map(samples_in, tars(run, shard)))):
+        return own
+    absent = set(shard_indices(info.plan, shard)) - own - packed(run, shard).keys()
+    return own if absent <= without_file(read_records(run.records_path(shard))) else None
 
 
 def own_files(run: RunDir, info: RunInfo, shard: int, names: NamesIn = names_in) -> Set[int]:

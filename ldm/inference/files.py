@@ -63,15 +63,15 @@ def write_once_from(path: Path, fill: Fill) -> bool:
 def sweep(folder: Path, names: Optional[Container[str]] = None, older: float = 0.0) -> int:
     """Remove what was begun in `folder` of files with these names, of all where None, and never finished; how many.
 
-    `older`: only what nobody has written to for so many seconds, for names that many write at once: each of them would
-    take the parts of all others.
+    What cannot be removed stays: no work depends on it. `older`: only what nobody has written to for so many seconds,
+    for names that many write at once: each of them would take the parts of all others.
     """
     swept = 0
-    with naming(folder), contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         for entry in os.listdir(folder):
             found = PART.fullmatch(entry)
             if found and (names is None or found.group(1) in names):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):
                     if older and time.time() - os.stat(folder / entry).st_mtime <= older:
                         continue
                     os.unlink(folder / entry)

@@ -77,6 +77,11 @@ def pictures(run: Path) -> Dict[str, bytes]:
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in files}
 
 
+def picture_count(run: Path) -> int:
+    """How many pictures have files, while some are being made."""
+    return len(list((run / "samples").glob("*/[!.]*")))
+
+
 def records(run: Path) -> List[Dict[str, Any]]:
     """Every record of a picture, in the order of the files and lines."""
     lines = [line for path in sorted((run / "records").glob("*.jsonl")) for line in path.read_text().splitlines()]

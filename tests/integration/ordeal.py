@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
-from tests.integration.login_node import PROJECT, LoginNode, faults, leftovers, pictures, records
+from tests.integration.login_node import PROJECT, LoginNode, faults, leftovers, picture_count, pictures, records
 from tests.slurm_lab.accidents import Accidents
 from tests.slurm_lab.processes import PATIENCE_S
 
@@ -194,7 +194,7 @@ class Ordeal:
     def _seems_whole(self) -> bool:
         with (self.run / "plan.jsonl").open(encoding="utf-8") as plan:
             planned = sum(1 for _ in plan)
-        return len(pictures(self.run)) == planned == len({record["index"] for record in records(self.run)})
+        return picture_count(self.run) == planned == len({record["index"] for record in records(self.run)})
 
     def _wait_for_quiet(self) -> None:
         """Until no job is in the queue and no process of one lives, nor one that Slurm has given up; a problem if they
@@ -204,7 +204,7 @@ class Ordeal:
         made, deadline = -1, 0.0
         while True:
             self._accidents.recover(all_now=True)
-            queued, working, there = self._accidents.queue(), self._accidents.workers(), len(pictures(self.run))
+            queued, working, there = self._accidents.queue(), self._accidents.workers(), picture_count(self.run)
             if not queued and not working:
                 return
             if there > made:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cluster.queue import busy_shards
+from jobs.rundir import RunDir
 from ldm.inference.models import PROJECT_ROOT
 from tests.jobs.support import jobs, write_prompts
+from tests.slurm_lab.processes import eventually
 
 REHEARSE = ("model=rehearsal", "steps=1", "images_per_shard=2")
 
@@ -229,6 +233,31 @@ def test_a_warning_before_the_worker_listens_puts_the_job_back(monkeypatch):
         signal.signal(signal.SIGUSR2, before)
         signal.signal(signal.SIGUSR1, before)
     assert ended.value.code == 75
+
+
+def test_what_processes_here_are_at_is_left_to_them(tmp_path):
+    write_prompts(tmp_path, 60)
+    run = tmp_path / jobs("plan", "prompts.txt", "model=rehearsal", "steps=1000", cwd=tmp_path).stdout.strip()
+    with worker_here(tmp_path, "work", str(run)) as worker:
+        assert eventually(lambda: list(run.glob("workers/*/*.json")) and busy_shards(RunDir(run), {}))
+        done = jobs("resume", str(run), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "nothing to start: processes here are at what is missing" in done.stdout
+        assert worker.poll() is None
+
+
+@contextlib.contextmanager
+def worker_here(folder, *words):
+    """A worker that somebody else has started; ended with the block."""
+    environ = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "jobs", *words], cwd=folder, env=environ, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield worker
+    finally:
+        worker.kill()
+        worker.wait()
 
 
 def test_a_paused_run_is_not_started_without_a_word(tmp_path):

@@ -128,6 +128,27 @@ def card(prepared: Prepared, index: int, size=(64, 64), text=None, format="png")
     return encode(np.zeros((size[1], size[0], 3), np.uint8), format, text)
 
 
+def test_a_picture_that_cannot_be_read_is_damaged_and_the_rest_is_looked_at(tmp_path):
+    prepared = make(tmp_path)
+    for file in ("samples/000/000000.png", "samples/000/000005.png"):
+        path = prepared.run.image_path(file)
+        path.unlink()
+        path.mkdir()
+    first, last = problems(prepared)
+    assert first.startswith(f"damaged: cannot read {prepared.run.path}/samples/000/000000.png: ")
+    assert "000005.png" in last
+
+
+def test_a_look_that_is_cut_short_leaves_no_earlier_verdict(tmp_path, monkeypatch):
+    prepared = make(tmp_path)
+    assert problems(prepared) == []
+    assert (prepared.run.path / "verify.json").exists()
+    monkeypatch.setattr("jobs.proof.verify.check_plan", lambda *words: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        problems(prepared)
+    assert not (prepared.run.path / "verify.json").exists()
+
+
 def test_a_picture_of_another_size_or_format_is_damaged(tmp_path):
     prepared = make(tmp_path)
     replace_picture(prepared.run, 0, card(prepared, 0, size=(32, 64)))

@@ -53,7 +53,7 @@ def left(run: RunDir) -> list[str]:
 
 def test_a_tar_holds_each_picture_its_prompt_and_what_is_known_of_it(made):
     run = made.run
-    assert finish_shard(run, made.info, 0)
+    assert finish_shard(run, made.info, 0) is Finish.DONE
     found = entries(run.tar_path(0))
     assert list(found) == [f"{index:09}.{kind}" for index in range(3) for kind in ("json", "png", "txt")]
     records = read_records(run.records_path(0)).images
@@ -97,17 +97,17 @@ def test_a_tar_names_no_user_and_no_time(made):
 
 def test_dropped_pictures_are_not_in_the_tar_and_those_given_up_do_not_keep_it_waiting(tmp_path):
     prepared = make(tmp_path, "output=webdataset", drop=["picture number 0"], fail=["picture number 2"])
-    assert not finish_shard(prepared.run, prepared.info, 0), "picture 2 may yet be made"
+    assert finish_shard(prepared.run, prepared.info, 0) is Finish.LEFT, "picture 2 may yet be made"
     for _ in range(2):
         run_shard(prepared.run.shard(0), prepared.run, FakeModel(fail=["picture number 2"]), ONE)
-    assert finish_shard(prepared.run, prepared.info, 0)
+    assert finish_shard(prepared.run, prepared.info, 0) is Finish.DONE
     assert members(prepared.run.tar_path(0)).keys() == {1}
 
 
 def test_a_run_of_folders_is_packed_when_asked_and_not_before(tmp_path):
     prepared = make(tmp_path)
     run, info = prepared.run, prepared.info
-    assert finish_shard(run, info, 0)
+    assert finish_shard(run, info, 0) is Finish.DONE
     assert not run.tar_path(0).exists()
     assert pack_run(run, info) == []
     assert left(run) == ["00000.tar", "00001.tar", "index.json"]
@@ -175,10 +175,6 @@ def test_a_damaged_tar_is_said_and_the_index_of_the_others_is_written(made):
         pack_run(run, info)
 
 
-def test_only_what_a_worker_can_do_is_left_to_it():
-    assert [bool(finish) for finish in (Finish.DONE, Finish.LEFT, Finish.DAMAGED)] == [True, False, True]
-
-
 @pytest.mark.parametrize("look", [1, 2])
 def test_a_run_of_folders_keeps_its_files_though_a_twin_finishes_the_shard_meanwhile(tmp_path, monkeypatch, look):
     prepared = prepare(tmp_path, "images_per_shard=3", count=3)
@@ -202,13 +198,13 @@ def test_a_run_of_folders_keeps_its_files_though_a_twin_finishes_the_shard_meanw
 def test_a_shard_of_which_a_picture_is_lost_has_something_left_to_do(made):
     run = made.run
     run.image_path("samples/000/000001.png").unlink()
-    assert not finish_shard(run, made.info, 0), "though its records say that it is done"
-    assert finish_shard(run, made.info, 1)
+    assert finish_shard(run, made.info, 0) is Finish.LEFT, "though its records say that it is done"
+    assert finish_shard(run, made.info, 1) is Finish.DONE
     run.tar_path(1).unlink()
-    assert not finish_shard(run, made.info, 1)
+    assert finish_shard(run, made.info, 1) is Finish.LEFT
     for shard in range(2):
         run_shard(run.shard(shard), run, FakeModel(), ONE)
-        assert finish_shard(run, made.info, shard)
+        assert finish_shard(run, made.info, shard) is Finish.DONE
     assert_whole(run, made.info, shards=2)
 
 
@@ -268,7 +264,7 @@ def test_many_packers_write_the_index_once_a_minute_and_when_all_is_packed(tmp_p
         if shard == 0:
             long_ago = time.time() - INDEX_SECONDS - 1
             os.utime(run.index_path, (long_ago, long_ago))
-        assert finish_shard(run, info, shard)
+        assert finish_shard(run, info, shard) is Finish.DONE
         seen.append("".join(url[4] for url in in_index(run)))
     assert seen == ["3", "3", "013", "013", "01234"]
     assert_whole(run, info, shards=5)
@@ -287,9 +283,9 @@ def test_packers_do_not_take_the_parts_of_the_index_from_each_other(made):
     for age, part in parts.items():
         part.write_bytes(b"half")
         os.utime(part, (time.time() - age,) * 2)
-    assert finish_shard(run, made.info, 0)
+    assert finish_shard(run, made.info, 0) is Finish.DONE
     assert {age: part.exists() for age, part in parts.items()} == {0: True, 100: False}
-    assert finish_shard(run, made.info, 1)
+    assert finish_shard(run, made.info, 1) is Finish.DONE
     assert pack_run(run, made.info) == []
     assert_whole(run, made.info, shards=2)
 

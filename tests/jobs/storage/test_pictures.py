@@ -6,7 +6,7 @@ import pytest
 
 from jobs.records import RecordBook, read_records
 from jobs.storage import pictures
-from jobs.storage.pack import finish_shard, pack_run, pack_shard
+from jobs.storage.pack import Finish, finish_shard, pack_run, pack_shard
 from jobs.storage.pictures import (
     indexed,
     is_complete,
@@ -83,14 +83,26 @@ def test_a_shard_that_is_to_be_packed_is_complete_only_then(tmp_path):
     run, info = prepared.run, prepared.info
     run_shard(run.shard(0), run, FakeModel(drop=["picture number 1"]), ONE)
     assert not is_complete(run, info, 0)
-    assert finish_shard(run, info, 0)
+    assert finish_shard(run, info, 0) is Finish.DONE
     assert is_complete(run, info, 0)
     assert members(run.tar_path(0)).keys() == {0, 2}
     run.image_path("samples/000/000002.png").parent.mkdir(parents=True, exist_ok=True)
     run.image_path("samples/000/000002.png").write_bytes(b"left by a worker that was killed")
     assert not is_complete(run, info, 0)
-    assert finish_shard(run, info, 0)
+    assert finish_shard(run, info, 0) is Finish.DONE
     assert not run.image_path("samples/000").exists()
+
+
+def test_a_shard_is_complete_though_a_dropped_picture_has_a_file(tmp_path):
+    """A twin on another card judged it differently."""
+    prepared = prepare(tmp_path, "images_per_shard=3")
+    run, info = prepared.run, prepared.info
+    run_shard(run.shard(0), run, FakeModel(drop=["picture number 0", "picture number 1"]), ONE)
+    assert is_complete(run, info, 0)
+    run.image_path(run.shard(0).images[1].file).write_bytes(b"the twin's")
+    assert is_complete(run, info, 0)
+    run.image_path(run.shard(0).images[2].file).unlink()
+    assert not is_complete(run, info, 0)
 
 
 def test_a_shard_of_which_everything_was_dropped_needs_no_tar(tmp_path):

@@ -192,6 +192,18 @@ def test_sweeping_takes_what_was_begun_and_nothing_else(tmp_path):
     assert files.sweep(tmp_path / "nowhere") == 0
 
 
+def test_what_cannot_be_swept_stays_and_ends_nobody(tmp_path, monkeypatch):
+    (tmp_path / ".a.png.0123456789ab.part").write_bytes(b"x")
+
+    def refuse(path):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(files.os, "unlink", refuse)
+    assert files.sweep(tmp_path) == 0
+    monkeypatch.setattr(files.os, "listdir", refuse)
+    assert files.sweep(tmp_path) == 0
+
+
 def test_sweeping_can_leave_what_may_still_be_written(tmp_path):
     for name, age in ((".a.0123456789ab.part", 30), (".a.0123456789ac.part", 0)):
         (tmp_path / name).write_bytes(b"x")
