@@ -26,9 +26,11 @@ REASONS = 3  # lines that say why a task did not finish
 BAD_NEWS = re.compile(
     r"jobs: error:|: error: |^Error\b|\bCANCELLED\b|DUE TO TIME LIMIT|NODE FAILURE|PREEMPTION|oom[-_ ]kill"
     r"|out of memory|\bKilled\b|Segmentation fault|Bus error|Aborted|No space left|Disk quota exceeded"
-    r"|command not found|Unable to locate a modulefile",
+    r"|command not found|No such file or directory|Unable to locate a modulefile|picture \d+ failed: |stopping: ",
     re.IGNORECASE,
 )
+# What Slurm says whatever the reason was.
+SAYS_LITTLE = re.compile(r"Exited with exit code|Job step aborted|Failed to send MESSAGE_TASK_EXIT")
 TRACEBACK = "Traceback (most recent call last):"
 # What differs from task to task though the reason is the same: jobs, times, nodes.
 VARYING = re.compile(r"\d+")
@@ -112,8 +114,8 @@ def describe_logs(logs: Sequence[TaskLog], lines: int) -> List[str]:
 
 def reasons(lines: Sequence[str]) -> Tuple[str, ...]:
     """The last lines that say why a task did not finish, in their order; () if none does."""
-    telling = dict.fromkeys(line.strip() for line in _telling(lines))
-    return tuple(telling)[-REASONS:]
+    telling = list(dict.fromkeys(line.strip() for line in _telling(lines)))
+    return tuple([line for line in telling if not SAYS_LITTLE.search(line)] or telling)[-REASONS:]
 
 
 def unfinished(logs: Sequence[TaskLog], undone: Collection[int], coming: Collection[str]) -> List[Unfinished]:

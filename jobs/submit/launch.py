@@ -25,7 +25,7 @@ from jobs.reading import is_there, reading
 from jobs.rundir import RunDir, RunInfo
 from jobs.spec import POST_STEPS, JobSpec
 from jobs.storage.pictures import OnePass, is_complete
-from jobs.submit.sbatch import directives, setup_blocks, worker_words
+from jobs.submit.sbatch import directives, setup_blocks, warn_of_own_folder, worker_words
 from jobs.submit.sizing import Speed, arrays_of, with_cards_for
 from jobs.submit.speed import kind_of
 from ldm.errors import SchedulerError
@@ -91,6 +91,7 @@ def submit_to_slurm(
     if spec.cards < settings.spec.cards:
         log.warning("%d cards a task were asked for, and %d are asked of Slurm: there are no more shards to make",
                     settings.spec.cards, spec.cards)  # fmt: skip
+    warn_of_own_folder(run)
     asked = asked_of_slurm(run, settings, order)
     arrays = arrays_of(order.shards, order.per_process, spec, profile)
     tasks: List[ArrayTask] = []

@@ -96,7 +96,8 @@ def render_after(
         "cpus-per-task": "1",
     }
     dropped = {"gres", "signal", *settings.profile.omit}
-    extra = {"SDBATCH_STEPS": " ".join(steps), "SDBATCH_WEBHOOK": settings.spec.webhook or ""}
+    commands = [step for step in steps if step != "notify"]  # which takes an address, and comes last
+    extra = {"SDBATCH_STEPS": " ".join(commands), "SDBATCH_WEBHOOK": settings.spec.webhook or ""}
     lines = [f"#SBATCH {flag(key, value)}" for key, value in sorted(header.items()) if key not in dropped]
     blocks = [
         "\n".join(["#!/bin/bash", *lines]),
@@ -160,10 +161,14 @@ def log_pattern(run: RunDir) -> Path:
 
 
 def check_run_path(run: RunDir) -> None:
-    """Refuse a run folder whose path Slurm would read otherwise than it is written; warn of one that nodes lack."""
+    """Refuse a run folder whose path Slurm would read otherwise than it is written."""
     found = [character for character in UNQUOTABLE if character in str(run.path)]
     if found:
         raise OutputError(f"the path of a run on Slurm must not hold {found[0]!r}, got {run.path}; give outputs=FOLDER")
+
+
+def warn_of_own_folder(run: RunDir) -> None:
+    """Say so where the run's folder is one that nodes lack."""
     if str(run.path).startswith(NODE_LOCAL):
         log.warning("%s is on this machine alone: a node that does not see it fails without a log", run.path)
 

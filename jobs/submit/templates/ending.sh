@@ -39,3 +39,4 @@ finish() {
   exit "$status"
 }
 trap finish EXIT
+trap 'exit 143' TERM # behind the work, which is told too

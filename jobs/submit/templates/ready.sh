@@ -7,6 +7,10 @@ export PYTHONUNBUFFERED=1
 if [ -n "$SDBATCH_LD_LIBRARY_PATH" ]; then
   export LD_LIBRARY_PATH="$SDBATCH_LD_LIBRARY_PATH${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 fi
+if ! command -v "$SDBATCH_PYTHON" > /dev/null; then
+  echo "jobs: error: the job's Python, $SDBATCH_PYTHON, is no program on $(hostname); give cluster.python=/absolute/path" >&2
+  exit 127
+fi
 # Another Python than the one that was meant says so here, before it says something else further on.
 "$SDBATCH_PYTHON" - << 'END' || exit
 import os, sys

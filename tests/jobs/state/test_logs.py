@@ -31,7 +31,7 @@ def note(run, job, shards, *logs):
         ("", []),
         (
             TRACEBACK,
-            ["RuntimeError: HIP error: invalid device function", "srun: error: dcu1: task 0: Exited with exit code 1"],
+            ["RuntimeError: HIP error: invalid device function"],
         ),
         (
             "ModuleCmd_Load.c(213):ERROR:105: Unable to locate a modulefile for 'missing'\n"
@@ -55,9 +55,32 @@ def note(run, job, shards, *logs):
         ),
         ("jobs: error: a\n" * 5, ["jobs: error: a"]),
         ("\n".join(f"jobs: error: {letter}" for letter in "abcde"), [f"jobs: error: {letter}" for letter in "cde"]),
-        ("2024-02-23 12:00:00,000 picture 3 failed: NaN\n", []),
+        (
+            "2024-02-23 12:00:00,000 picture 3 failed: NaN\nsrun: error: dcu1: task 0: Exited with exit code 4\n",
+            ["2024-02-23 12:00:00,000 picture 3 failed: NaN"],
+        ),
+        (
+            "srun: error: dcu1: task 0: Exited with exit code 9\n",
+            ["srun: error: dcu1: task 0: Exited with exit code 9"],
+        ),
+        (
+            "2024-02-23 12:00:00,000 stopping: the run is paused\n",
+            ["2024-02-23 12:00:00,000 stopping: the run is paused"],
+        ),
     ],
-    ids=["well", "empty", "traceback", "setup", "time limit", "memory", "repeated", "many", "a picture"],
+    ids=[
+        "well",
+        "empty",
+        "traceback",
+        "setup",
+        "time limit",
+        "memory",
+        "repeated",
+        "many",
+        "a picture",
+        "bare",
+        "paused",
+    ],
 )
 def test_the_lines_that_matter(text, expected):
     assert list(reasons(text.splitlines())) == expected

@@ -20,7 +20,15 @@ from jobs.attendance import End
 from jobs.config import Settings, read_settings
 from jobs.rundir import RunDir
 from jobs.submit.launch import SRUN_ARGUMENTS
-from jobs.submit.sbatch import TEMPLATES, directives, render, render_after, setup_blocks, worker_device
+from jobs.submit.sbatch import (
+    TEMPLATES,
+    directives,
+    render,
+    render_after,
+    setup_blocks,
+    warn_of_own_folder,
+    worker_device,
+)
 from ldm.errors import ConfigError, OutputError
 from ldm.inference.models import PROJECT_ROOT
 from tests.jobs.crew import attended
@@ -126,10 +134,10 @@ def test_a_folder_whose_name_slurm_would_read_otherwise_is_refused(tmp_path, sig
 
 
 def test_a_folder_that_nodes_may_not_see_is_told(caplog):
-    render(RunDir(Path("/tmp/outputs/a-20240223")), settings("cluster=scnet-dcu"), [0], 1)
+    warn_of_own_folder(RunDir(Path("/tmp/outputs/a-20240223")))
     assert "is on this machine alone: a node that does not see it fails without a log" in caplog.text
     caplog.clear()
-    render(RUN, settings("cluster=scnet-dcu"), [0], 1)
+    warn_of_own_folder(RUN)
     assert caplog.text == ""
 
 
@@ -331,7 +339,7 @@ def test_a_python_without_the_packages_is_named(tmp_path):
 def test_a_python_that_is_not_there_is_named(tmp_path):
     done = Bash(tmp_path).run(job(tmp_path, "cluster.python=/missing/bin/python"))
     assert done.returncode == 127
-    assert "/missing/bin/python: No such file or directory" in done.stderr
+    assert "the job's Python, /missing/bin/python, is no program on" in done.stderr
 
 
 def test_vendor_lines_may_use_what_is_not_set_and_fail_in_what_they_test(tmp_path):
