@@ -59,6 +59,8 @@ def profile_path(name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     known = profile_paths()
+    if name not in known and Path(f"{name}.yaml").exists():
+        raise ConfigError(f"there is no cluster {name!r} in {CLUSTERS}; did you mean {name}.yaml?")
     refuse_unknown(name, sorted(known), "cluster")
     return known[name]
 
@@ -77,6 +79,8 @@ def build(kind: Type[T], values: Iterable[Value], base: Optional[T] = None) -> T
     """
     given: Dict[str, Any] = {}
     for key, value, where in values:
+        if kind is JobSpec and key in set(_fields(ClusterProfile)) - set(_fields(JobSpec)):
+            raise ConfigError(f"{key!r} belongs to the cluster's profile; did you mean cluster.{key}?")
         refuse_unknown(key, _fields(kind), "key")
         value = _without_words_of_yaml(kind, key, value, where)
         given[key] = value if _fits(kind, key, value) else _converted(kind, key, value, where)

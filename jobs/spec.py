@@ -92,6 +92,8 @@ class JobSpec:
         _check_choice("sampler", self.sampler, tuple(member.value for member in SamplerName))
         _check_choice("format", self.format, FORMATS)
         _check_choice("output", self.output, OUTPUTS)
+        if self.webhook is not None and not re.match(r"https?://[^/]", self.webhook):
+            raise ConfigError(f"webhook must be a URL that begins with http:// or https://, got {self.webhook!r}")
         for step in self.post:
             _check_choice("post", step, POST_STEPS)
 

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 Run = Callable[[argparse.Namespace], int]
 Main = Callable[[Sequence[str]], int]  # the words behind "python -m jobs" in, the exit status out
 
-SETTINGS = "any setting, as steps=30 or cluster.partition=x; cluster=NAME chooses a profile, job=FILE reads a job file"
+SETTINGS = (
+    "any setting, as steps=30 or cluster.partition=x; cluster=NAME chooses a profile, job=FILE reads a job file; all "
+    "of them are in configs/jobs/example.yaml"
+)
 PROMPTS = "one prompt a line (.txt), or one JSON object of request fields a line (.jsonl)"
 RUN = "a run folder"
 

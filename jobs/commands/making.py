@@ -45,6 +45,7 @@ def run_in_job(main: Main, words: List[str]) -> None:
     from jobs.worker.stop import WARNINGS
     from jobs.worker.work import AGAIN
 
+    logging.getLogger("submitit").propagate = False  # it writes its lines itself
     for number in WARNINGS:
         signal.signal(number, lambda *_: sys.exit(AGAIN))
     status = main(words)
@@ -75,13 +76,15 @@ def probe(options: argparse.Namespace) -> int:
 def resume(options: argparse.Namespace) -> int:
     from jobs.config import read_settings
     from jobs.rundir import RunDir
-    from jobs.submit.prepare import warn_of_changed_prompts
+    from jobs.submit.prepare import warn_of_changed_profile, warn_of_changed_prompts
     from jobs.submit.steer import unpause
 
     run = RunDir(options.subject)
     info = run.info()
     settings = read_settings(options.settings, info.settings)
     warn_of_changed_prompts(info)
+    if not any(word.startswith("cluster=") for word in options.settings):
+        warn_of_changed_profile(run, info)
     if unpause(run):
         log.info("the run is no longer paused")
     return start(run, info, settings, options.main)
@@ -95,6 +98,7 @@ def render(options: argparse.Namespace) -> int:
     from jobs.submit.order import parts_of
     from jobs.submit.portal import portal_text
     from jobs.submit.sbatch import render as rendered
+    from jobs.submit.sbatch import warn_of_own_folder
 
     with reading(options.subject):
         is_run = options.subject.is_dir()
@@ -113,6 +117,7 @@ def render(options: argparse.Namespace) -> int:
     unasked = [f"{name}=" for name in ("post", "webhook", "links") if getattr(settings.spec, name)]
     if unasked:
         log.warning("%s is left out: only submit starts jobs behind others", ", ".join(unasked))
+    warn_of_own_folder(run)
     if options.portal:
         sys.stdout.write(portal_text(run, settings, shards))
     else:
@@ -201,11 +206,14 @@ def _submit(run: RunDir, info: RunInfo, settings: Settings, shards: Sequence[int
     busy = busy_shards(run, live)
     free = [shard for shard in shards if shard not in busy]
     at_work = {state.job for state in (live or {}).values() if not is_after(run, state)}
-    where = ", ".join(sorted(at_work)) or "workers that still are at it"
+    jobs = f"job{'s' if len(at_work) > 1 else ''} {', '.join(sorted(at_work))}"
+    where = jobs if at_work else "workers that still are at it"
     numbers: List[str] = []
     lines: List[str] = []
     if not free:
-        print(f"nothing to submit: {where} will make what is missing; python -m jobs cancel ends them")
+        print(
+            f"nothing to submit: {where} will make what is missing; python -m jobs cancel {typed(run.path)} ends that"
+        )
     else:
         if len(free) < len(shards):
             log.info("%d of %d shards are left to %s", len(shards) - len(free), len(shards), where)

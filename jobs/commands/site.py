@@ -38,6 +38,8 @@ def doctor(options: argparse.Namespace) -> int:
 
     findings = examine(read_settings(options.settings))
     print("\n".join(map(str, findings)))
+    bad, doubtful = (sum(each.verdict is verdict for each in findings) for verdict in (Verdict.FAIL, Verdict.WARN))
+    print(f"{bad} to mend, {doubtful} to look at")
     return ConfigError.exit_code if any(finding.verdict is Verdict.FAIL for finding in findings) else 0
 
 

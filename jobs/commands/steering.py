@@ -65,7 +65,10 @@ def retry(options: argparse.Namespace) -> int:
     info = run.info()
     settings = read_settings(options.settings, info.settings)
     failed = failed_shards(run, info)
-    busy = failed & busy_shards(run, live_jobs(run, patient)) if failed else set()
+    if not failed:
+        print(f"no picture has failed; python -m jobs resume {typed(run.path)} makes what is missing")
+        return 0
+    busy = failed & busy_shards(run, live_jobs(run, patient))
     if busy and busy == failed:
         raise RunError(
             "workers are at the shards with failed pictures; wait until they are done, or end them with "

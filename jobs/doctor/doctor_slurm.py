@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Iterator, List, Optional
 
@@ -19,6 +20,8 @@ from ldm.errors import SchedulerError, SdbatchError
 
 MOUNTS = Path("/proc/mounts")
 OWN_FILE_SYSTEMS = frozenset(["btrfs", "ext2", "ext3", "ext4", "overlay", "ramfs", "tmpfs", "xfs"])
+STACK = re.compile(r"dtk|rocm", re.IGNORECASE)
+STACKS_SHOWN = 4
 LOADING = ("load", "add", "switch", "swap")
 
 
@@ -100,14 +103,17 @@ def _would_be_taken(settings: Settings, run: RunCommand) -> Iterator[Finding]:
 def _setup(profile: ClusterProfile, run: RunCommand) -> Iterator[Finding]:
     """Modules that the setup names and `module avail` does not; one that is hidden may still load."""
     wanted = [name for line in profile.setup for name in _modules_of(line)]
-    if not wanted:
+    if profile.setup and not wanted:
         return
     try:
         there = read_modules(run)
     except SchedulerError as error:
         yield warning(f"`module avail` failed: {error}")
         return
-    if not there:
+    stacks = [name for name in there if STACK.search(name)]
+    if not profile.setup and stacks:
+        yield warning(f"the setup loads no module; here are {', '.join(stacks[:STACKS_SHOWN])}")
+    if wanted and not there:
         yield warning("the setup uses `module`, which this machine does not know; the job looks for it itself")
         return
     for name in wanted:
@@ -130,7 +136,9 @@ def _modules_of(line: str) -> List[str]:
 def _paths(settings: Settings) -> Iterator[Finding]:
     """Paths of the profile, and the folder of the runs: nodes must see them, which is guessed at from here."""
     profile = settings.profile
-    if profile.python and not os.access(profile.python, os.X_OK):
+    if profile.python and not os.path.isabs(profile.python):
+        yield warning(f"python is {profile.python}; give its absolute path, so that every node takes the same")
+    elif profile.python and not os.access(profile.python, os.X_OK):
         yield warning(f"python is {profile.python}, which is no program on this machine")
     for folder in profile.ld_library_path:
         if not os.path.isdir(os.path.expanduser(folder)):

@@ -105,12 +105,13 @@ def format_report(report: Report) -> List[str]:
 def format_totals(report: Report) -> List[str]:
     """The report's numbers, as two lines."""
     share = 100 * report.done / report.planned
-    spent = [speed(report.images_per_second), f"{report.card_hours:.2f} card-hours"]
+    together = "" if report.images_per_second is None else " by all"
+    spent = [f"{speed(report.images_per_second)}{together}", f"{report.card_hours:.2f} card-hours"]
     if report.cost is not None:
         spent.append(f"cost {money(report.cost, report.currency)}")
     if report.startup_share is not None and report.done:
         spent.append(f"start-up {100 * report.startup_share:.1f} % of them")
-    quarantined = f" ({report.quarantined} quarantined)" if report.quarantined else ""
+    quarantined = f" ({report.quarantined} given up, until retry --failed)" if report.quarantined else ""
     return [
         f"{report.done} of {report.planned} pictures done ({share:.0f} %), "
         f"{report.flagged} flagged, {report.failed} failed{quarantined}, {report.missing} missing",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from jobs.cluster.queue import SILENT_SECONDS
@@ -46,7 +47,9 @@ def _now_lines(status: Status) -> List[str]:
     if status.report.finished and not status.present and (status.queued is None or status.queued.empty):
         return []
     paused = ["paused: workers end between batches; resume the run to go on"] if status.paused else []
-    return [f"now: {_now(status)}", *paused]
+    alone = status.report.missing and status.idle and not status.paused
+    resume = [f"python -m jobs resume {shlex.quote(status.run)} makes what is missing"] if alone else []
+    return [f"now: {_now(status)}", *paused, *resume]
 
 
 def _now(status: Status) -> str:

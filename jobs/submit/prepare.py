@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, Optional, Sequence
 
-from jobs.config import Settings
+from jobs.config import Settings, profile_path
 from jobs.plan import PlanDigest, planned_images, to_line
 from jobs.rundir import RunDir, RunInfo, RunModel, drafted, find_runs, plan_id_of, publish, write_info
 from jobs.spec import HOW, JobSpec, PlanTotals, template_request
@@ -117,6 +117,16 @@ def prepare_run(
         run = publish(draft, name, now.date())
         resumed = draft.exists()  # it was not renamed: the same command, given twice at once, was quicker elsewhere
         return Prepared(run, run.info() if resumed else info, resumed)
+
+
+def warn_of_changed_profile(run: RunDir, info: RunInfo) -> None:
+    """Say so where the profile's file was written after the run was planned, which goes on with what it said then."""
+    name = info.settings.spec.cluster
+    with contextlib.suppress(OSError, SdbatchError):
+        path = profile_path(name)
+        if path.stat().st_mtime > run.info_path.stat().st_mtime:
+            log.warning("%s has changed since the run was planned, which goes on with what it said then; "
+                        "cluster=%s takes what it says now", path, name)  # fmt: skip
 
 
 def warn_of_changed_prompts(info: RunInfo) -> None:

@@ -71,6 +71,9 @@ def work(
             attendant.update(rank=seat.place.rank, card=seat.card)
             own = _own_shards(info, shards, seat.place, part)
             log.info("process %d of %d: %d shards are its share", seat.place.rank, seat.place.processes, len(own))
+            if not own and shards is None and part[1] * seat.place.processes > info.plan.shards:
+                log.warning("there are more processes than shards (%d): plan a run for them with cards=%d",
+                            info.plan.shards, seat.place.processes)  # fmt: skip
             spec = dataclasses.replace(settings.spec, device=seat.device)
             return _work_on(run, info, spec, own, attendant, limits)
         except Halt as halt:

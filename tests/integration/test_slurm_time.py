@@ -81,7 +81,7 @@ def test_a_second_submission_leaves_the_first_alone(login: LoginNode) -> None:
     prompts, asked = login.prompts(lines(60)), (*REHEARSAL, *SLOW, "images_per_shard=15")
     first = login.submit(prompts, *asked)
     again = login.jobs("submit", str(prompts), f"outputs={login.folder}", *asked)
-    assert f"nothing to submit: {first.job} will make what is missing" in again
+    assert f"nothing to submit: job {first.job} will make what is missing" in again
     assert login.job_numbers(first.run) == [first.job]
     assert set(login.lab.wait(first.job).values()) == {"COMPLETED"}, log_text(first.run)
     assert faults(first.run, planned=60) == []

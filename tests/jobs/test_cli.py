@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,18 @@ def worker_here(folder, *words):
     finally:
         worker.kill()
         worker.wait()
+
+
+def test_a_run_keeps_the_profile_that_it_was_planned_with_and_says_so(tmp_path):
+    write_prompts(tmp_path)
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("scheduler: local\n")
+    run = jobs("plan", "prompts.txt", *REHEARSE, "cluster=mine.yaml", cwd=tmp_path).stdout.strip()
+    refused = jobs("plan", "prompts.txt", *REHEARSE, "cluster=mine", cwd=tmp_path)
+    assert "there is no cluster 'mine' in configs/clusters; did you mean mine.yaml?" in refused.stderr
+    os.utime(profile, (time.time() + 9,) * 2)
+    assert "cluster=mine.yaml takes what it says now" in jobs("resume", run, cwd=tmp_path).stderr
+    assert "takes what it says now" not in jobs("resume", run, "cluster=mine.yaml", cwd=tmp_path).stderr
 
 
 def test_a_paused_run_is_not_started_without_a_word(tmp_path):

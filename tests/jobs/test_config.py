@@ -99,6 +99,8 @@ def test_cluster_words_change_the_profile():
     ("word", "message"),
     [
         ("step=3", "there is no key 'step'; did you mean steps?"),
+        ("partition=x", "'partition' belongs to the cluster's profile; did you mean cluster.partition?"),
+        ("webhook=foo", "webhook must be a URL that begins with http:// or https://, got 'foo'"),
         ("zzz=3", "there is no key 'zzz'; there are name, outputs, cluster"),
         ("steps=x", "steps must be a whole number, got 'x'"),
         ("steps=1.5", "steps must be a whole number, got '1.5'"),

@@ -269,6 +269,17 @@ def test_module_lines_where_there_are_no_modules_are_a_warning(modules, said):
     assert any(text.startswith(said) for text in texts)
 
 
+def test_a_setup_that_loads_nothing_is_told_what_there_is():
+    texts = findings("cluster=scnet-dcu", "cluster.setup=[]", verdict=Verdict.WARN)
+    assert any(text.startswith("the setup loads no module; here are compiler/") for text in texts)
+    assert not any("no module" in text for text in findings("cluster=scnet-dcu", "cluster.setup=[module load x]"))
+
+
+def test_a_python_without_its_folder_is_a_warning():
+    texts = findings("cluster=scnet-dcu", "cluster.python=python3", verdict=Verdict.WARN)
+    assert "python is python3; give its absolute path, so that every node takes the same" in texts
+
+
 def test_paths_that_are_not_here_are_a_warning(tmp_path):
     words = "cluster.python=/missing/python", f"cluster.ld_library_path=[/missing/lib, {tmp_path}]"
     texts = findings("cluster=scnet-dcu", *words, verdict=Verdict.WARN)

@@ -91,7 +91,7 @@ def test_an_array_that_was_not_noted_is_found_by_what_submitit_left(tmp_path, sl
     prepared.run.submissions_path.unlink()
     slurm.queue(*named(prepared, "12_0", "12_1", "12_2"))
     assert begin(prepared) == 0
-    assert "nothing to submit: 12 will make what is missing" in capsys.readouterr().out
+    assert "nothing to submit: job 12 will make what is missing" in capsys.readouterr().out
     again = prepared.run.submissions()
     assert [{**line, "submitted": ""} for line in again] == [{**line, "submitted": ""} for line in noted]
     note_forgotten(prepared.run)

@@ -15,7 +15,7 @@ from jobs.submit.steer import cancel, failed_shards, forget_failures, pause, unp
 from jobs.worker.worker import Worker, run_shard
 from ldm.errors import OutputError, SchedulerError
 from tests.jobs.crew import Scheduler, attended
-from tests.jobs.support import FakeModel, jobs, prepare
+from tests.jobs.support import FakeModel, jobs, prepare, write_prompts
 
 BAD = "picture number 1"
 
@@ -168,6 +168,15 @@ def test_pause_and_cancel_by_hand(tmp_path):
     assert jobs("pause", path, cwd=tmp_path).stdout.splitlines()[0] == "the run is paused already"
     done = jobs("cancel", path, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "nothing of this run is in the queue or at work here\n")
+
+
+def test_where_no_picture_has_failed_retry_starts_nothing(tmp_path):
+    write_prompts(tmp_path)
+    run = jobs("plan", "prompts.txt", "model=rehearsal", "steps=1", cwd=tmp_path).stdout.strip()
+    done = jobs("retry", run, "--failed", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"no picture has failed; python -m jobs resume {run} makes what is missing\n"
+    assert not (tmp_path / run / "samples").exists()
 
 
 @pytest.mark.parametrize("command", ["pause", "cancel", "retry", "watch", "logs"])
