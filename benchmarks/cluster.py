@@ -48,6 +48,7 @@ FULL = Sizes(1_000_000, 100_000, 3, 60, 120, (1, 2, 4, 8, 16, 32, 64), 120)
 def main() -> int:
     options = parse_options()
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # of a developer's: every start would compile everything
     sizes = FULL if options.full else QUICK
     points: List[scaling.Point] = []
     with tempfile.TemporaryDirectory(prefix="sdbatch-cluster-") as name:

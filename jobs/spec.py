@@ -13,6 +13,8 @@ from typing import Dict, Iterable, List, Optional, Pattern, Tuple
 from ldm.errors import ConfigError, RequestError
 from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName
 
+REHEARSAL = "rehearsal"  # a model that paints coloured cards, without torch or weights
+REHEARSAL_SIZE = 64  # px
 PRECISIONS = ("full", "autocast")
 DEVICES = ("auto", "cpu", "gpu", "dcu")
 SAFETY_POLICIES = ("keep", "blur", "black", "drop", "off")

@@ -55,15 +55,16 @@ def planning(folder: Path, rows: int, repeats: int) -> List[Row]:
     table = []
     for ending in LINES:
         few, many = (prompts_file(folder, number, ending) for number in (rows // 10, rows))
-        small = run(plan_command(folder, few))
+        # The first plans, the next ones find its run, for which YAML is read.
+        small = max(run(plan_command(folder, few)).peak_mib for _ in range(2))
         costs = [run(plan_command(folder, many)) for _ in range(repeats)]
         seconds, peak = Measured([cost.seconds for cost in costs]), max(cost.peak_mib for cost in costs)
         table.append(
             Row(
                 f"plan {rows:,} rows of {ending}",
                 "under 60 s and 1 GiB; memory does not grow with the rows",
-                f"{seconds.text('s', 1)}, peak {peak:.0f} MiB; {rows // 10:,} rows: {small.peak_mib:.0f} MiB",
-                seconds.median < PLAN_SECONDS and peak < PLAN_MIB and peak < small.peak_mib + GROWTH_MIB,
+                f"{seconds.text('s', 1)}, peak {peak:.0f} MiB; {rows // 10:,} rows: {small:.0f} MiB",
+                seconds.median < PLAN_SECONDS and peak < PLAN_MIB and peak < small + GROWTH_MIB,
             )
         )
     return table

@@ -13,9 +13,8 @@ from jobs.config import Settings
 from jobs.doctor.doctor_slurm import examine_cluster
 from jobs.doctor.verdict import Finding, Verdict
 from jobs.reading import is_there
-from jobs.spec import JobSpec
+from jobs.spec import REHEARSAL, JobSpec
 from jobs.submit.prepare import locate_model
-from jobs.worker.rehearsal import REHEARSAL
 from ldm.errors import SdbatchError
 from ldm.inference.files import make_folder
 from ldm.inference.models import MODELS

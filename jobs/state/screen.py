@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Optional, Sequence, TextIO, Type
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-BAR_WIDTH = 40
+BAR_WIDTH = 16  # so that the longest label fits beside it into 80 columns
 
 
 def is_screen(output: TextIO) -> bool:
@@ -51,5 +51,5 @@ def _drawing(done: int, planned: int, label: str, lines: Sequence[str]) -> Rende
     from rich.text import Text
 
     head = Table.grid(padding=(0, 1))
-    head.add_row(ProgressBar(total=max(1, planned), completed=done, width=BAR_WIDTH), Text(label))
+    head.add_row(ProgressBar(total=max(1, planned), completed=done, width=BAR_WIDTH), Text(label, no_wrap=True))
     return Group(head, *map(Text, lines))

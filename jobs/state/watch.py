@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from typing import Callable, TextIO
 
@@ -12,6 +13,7 @@ from jobs.state.status import Status, make_status
 from jobs.state.status_text import format_line, format_status
 
 LINE_SECONDS = 60.0
+FIRST_SECONDS = 2.0, 4.0, 8.0  # a small run is over before a first usual look
 
 
 def watch(
@@ -30,7 +32,7 @@ def watch(
     shown = -LINE_SECONDS
     with contextlib.ExitStack() as stack:
         screen = stack.enter_context(Screen(output)) if on_screen else None
-        while True:
+        for pause in itertools.chain(FIRST_SECONDS, itertools.repeat(every)):
             status = make_status(run, info)
             over = is_over(status)
             if screen is not None:
@@ -43,7 +45,8 @@ def watch(
                 output.flush()
             if over:
                 return status
-            sleep(every)
+            sleep(min(pause, every))
+    raise AssertionError("the pauses never end")
 
 
 def is_over(status: Status) -> bool:

@@ -19,10 +19,9 @@ from typing import Dict, Iterable, Iterator, Optional, Sequence
 from jobs.config import Settings, profile_path
 from jobs.plan import PlanDigest, planned_images, to_line
 from jobs.rundir import RunDir, RunInfo, RunModel, drafted, find_runs, plan_id_of, publish, write_info
-from jobs.spec import HOW, JobSpec, PlanTotals, template_request
+from jobs.spec import HOW, REHEARSAL, REHEARSAL_SIZE, JobSpec, PlanTotals, template_request
 from jobs.submit.sizing import images_per_shard
 from jobs.submit.speed import known_speed
-from jobs.worker.rehearsal import REHEARSAL, REHEARSAL_SIZE
 from ldm.errors import ConfigError, SdbatchError
 from ldm.inference.files import naming, sha256_of
 from ldm.inference.models import (

@@ -18,7 +18,7 @@ from jobs.cluster.profiles import check_profile, library_path
 from jobs.config import Settings
 from jobs.plan import index_ranges
 from jobs.rundir import RunDir
-from jobs.worker.rehearsal import REHEARSAL
+from jobs.spec import REHEARSAL
 from ldm.errors import ConfigError, OutputError
 from ldm.inference.models import PROJECT_ROOT
 

@@ -12,14 +12,13 @@ import zlib
 from pathlib import Path
 from typing import List, Sequence
 
+from jobs.spec import REHEARSAL
 from jobs.storage.formats import parameters_text
 from jobs.worker.worker import Picture
 from ldm.errors import RequestError
 from ldm.inference.files import sha256_of
 from ldm.inference.spec import GenerationRequest
 
-REHEARSAL = "rehearsal"
-REHEARSAL_SIZE = 64  # px
 SECONDS_PER_STEP = 0.001
 
 

@@ -19,13 +19,12 @@ from jobs.cluster.slurm import RunCommand, allocated_cards, job_end, remembering
 from jobs.config import Settings, read_settings
 from jobs.records import read_summary
 from jobs.rundir import RunDir, RunInfo, shard_files
-from jobs.spec import JobSpec
+from jobs.spec import REHEARSAL, JobSpec
 from jobs.storage.pack import Finish, finish_shard
 from jobs.storage.pictures import DamagedError, OnePass
 from jobs.worker.card_use import CardWatch
 from jobs.worker.kernel_cache import kernel_cache
 from jobs.worker.place import Place, find_place, share, take_card, with_a_card, worker_name
-from jobs.worker.rehearsal import REHEARSAL
 from jobs.worker.stop import Halt, Limits
 from jobs.worker.worker import Generate, Worker, run_shard, sweep_shards
 from ldm.errors import GenerationError, RunError, SdbatchError

@@ -15,10 +15,11 @@ import pytest
 from jobs.proof.findings import KEPT, Fault, Findings, format_findings
 from jobs.proof.verify import verify_run
 from jobs.rundir import RunDir
+from jobs.spec import REHEARSAL
 from jobs.storage.formats import parameters_text
 from jobs.storage.pack import pack_run
 from jobs.submit.prepare import Prepared
-from jobs.worker.rehearsal import REHEARSAL, generate
+from jobs.worker.rehearsal import generate
 from jobs.worker.worker import Worker, run_shard
 from ldm.errors import GenerationError
 from ldm.inference.images import encode

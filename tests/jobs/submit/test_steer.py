@@ -176,7 +176,7 @@ def test_where_no_picture_has_failed_retry_starts_nothing(tmp_path):
     done = jobs("retry", run, "--failed", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"no picture has failed; python -m jobs resume {run} makes what is missing\n"
-    assert not (tmp_path / run / "samples").exists()
+    assert list((tmp_path / run).glob("workers/*")) == []
 
 
 @pytest.mark.parametrize("command", ["pause", "cancel", "retry", "watch", "logs"])
