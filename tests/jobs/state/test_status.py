@@ -232,11 +232,11 @@ def test_watching_ends_with_the_run_a_line_a_minute(tmp_path, looks):
     pending = status_of(prepared, "12_0|12|PENDING|Priority|1:00|")
     for shard in range(3):
         make(prepared, shard)
-    looks += [pending] * 4 + [status_of(prepared)]
+    looks += [pending] * 7 + [status_of(prepared)]
     output, slept = io.StringIO(), []
     last = watch(prepared.run, prepared.info, output, 20.0, slept.append, clock=lambda: sum(slept))
     assert last.report.finished
-    assert slept == [20.0] * 4, "it ends with the run, not with the minute"
+    assert slept == [2.0, 4.0, 8.0, *[20.0] * 4], "soon at first; and it ends with the run, not with the minute"
     lines = output.getvalue().splitlines()
     assert lines[:2] == ["0/6 pictures, nobody at work, 1 job pending (Priority)"] * 2
     assert lines[2] == "6 of 6 pictures done (100 %), 0 flagged, 0 failed, 0 missing"
