@@ -131,12 +131,14 @@ def make_folder(folder: Path) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces of 8 MiB."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for piece in iter(lambda: file.read(1 << 23), b""):
-            digest.update(piece)
-    return digest.hexdigest()
+    """Hex digest of a file, read in pieces of 4 MiB into one buffer."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 22))
+    with path.open("rb", buffering=0) as file:
+        while True:
+            size = file.readinto(buffer)
+            if not size:
+                return digest.hexdigest()
+            digest.update(buffer[:size])
 
 
 @contextlib.contextmanager
