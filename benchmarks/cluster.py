@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ FULL = Sizes(1_000_000, 100_000, 3, 60, 120, (1, 2, 4, 8, 16, 32, 64), 120)
 def main() -> int:
     options = parse_options()
     os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # of a developer's: every start would compile everything
     sizes = FULL if options.full else QUICK
     points: List[scaling.Point] = []
