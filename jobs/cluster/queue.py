@@ -202,11 +202,13 @@ def busy_shards(run: RunDir, live: Optional[Dict[str, JobState]]) -> Set[int]:
     attendances = read_attendances(run.workers)
     coming = {job: state for job, state in (live or {}).items() if state.will_work}
     submitted = {task["job"]: set(task["shards"]) for each in run.submissions() for task in each["tasks"]}
-    newest = {(job_id(each), each.rank): each for each in attendances if each.job}.values()
+    newest: Dict[str, Dict[int, Attendance]] = {}
+    for each in attendances:
+        newest.setdefault(job_id(each), {})[each.rank] = each
     now = time.time()
     busy: Set[int] = set()
     for job, state in coming.items():
-        own = [each for each in newest if job_id(each) == job]
+        own = newest.get(job, {}).values()
         if state.waiting and not own and job not in submitted and state.name == run.path.name:
             return set(range(run.info().plan.shards))
         shards = submitted.get(job, set()).union(*(each.shards for each in own))
