@@ -50,6 +50,14 @@ def write(table: Sequence[Row], points: Sequence[Point], images_per_node: int, s
     PLOT.write_text(svg(points), encoding="utf-8")
 
 
+def replace_rows(table: Sequence[Row]) -> None:
+    """Put what was measured again in the place of what stands on the page; ValueError for what does not stand there."""
+    lines = PAGE.read_text(encoding="utf-8").split("\n")
+    for row, text in zip(table, markdown(table)[2:]):
+        lines[[line.split(" |")[0] for line in lines].index(f"| {row.what}")] = text
+    PAGE.write_text("\n".join(lines), encoding="utf-8")
+
+
 def chaos_row(files: Sequence[Path]) -> Row:
     """What `benchmarks/chaos.py --json FILE` has found, with one seed each."""
     found = [json.loads(file.read_text(encoding="utf-8")) for file in files]

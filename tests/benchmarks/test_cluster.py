@@ -67,6 +67,10 @@ def test_page_holds_the_table_and_names_no_machine(
     text = (tmp_path / "page.md").read_text()
     assert "| plan | under 60 s | 70 s | **no** |" in text
     assert "2 x processor, slurm 1" in text
+    parts.page.replace_rows([parts.measure.Row("plan", "under 60 s", "50 s", True)])
+    assert (tmp_path / "page.md").read_text() == text.replace("| 70 s | **no** |", "| 50 s | yes |")
+    with pytest.raises(ValueError, match="is not in list"):
+        parts.page.replace_rows([parts.measure.Row("status", "under 2 s", "1 s", True)])
     plot = xml.etree.ElementTree.fromstring((tmp_path / "plot.svg").read_text())
     assert len(plot.findall("{http://www.w3.org/2000/svg}polyline")) >= 3
 
