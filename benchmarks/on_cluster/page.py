@@ -34,8 +34,8 @@ second. Loading the model and sampling are no part of them.
 
 Each node has {seconds} s of work, one task of one card; the model sleeps a second a picture, so that this machine's
 {cores} cores can stand for many nodes. They cannot start many at once: each task takes half a second of a core or
-more until Python is up, which a cluster's nodes spend side by side and this machine in turns. `images/s` has that in it and
-`images/s at work` leaves it out: there each process is counted from when it could begin.
+more until Python is up, which a cluster's nodes spend side by side and this machine in turns. `images/s` has that in
+it and `images/s at work` leaves it out: there each process is counted from when it could begin.
 
 ![Images a second by simulated nodes](images/scaling.svg)
 
