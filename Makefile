@@ -27,6 +27,7 @@ help:  ## list the targets
 run: .venv/run.stamp  ## prompts to pictures with the model that ships here, on a fresh machine
 	$(IN_VENV) python -m jobs submit '$(PROMPTS)' cluster=local model=$(MODEL) $(SETTINGS)
 
+# Two processes, each with Slurm clusters of its own; loadgroup hands the tests out one by one, as they take 1 ms to 90 s.
 test: .venv/test.stamp  ## every test, on a real Slurm cluster too; installs the packages they need when it may
 	tools/apt.sh tests/apt-packages.txt
 	OMP_NUM_THREADS=1 $(IN_VENV) pytest -m "" -rs -n 2 --dist loadgroup

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from typing import List
-
 import pytest
 
 pytest_plugins = ("tests.slurm_lab.fixtures", "tests.tiny", "tests.disks")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item]) -> None:
-    """Where several processes share the tests, one of them has all those on Slurm, and so one cluster at a time."""
-    for item in items if config.pluginmanager.hasplugin("xdist") else ():
-        if item.get_closest_marker("slurm") is not None:
-            item.add_marker(pytest.mark.xdist_group("slurm"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
