@@ -78,10 +78,11 @@ def build(kind: Type[T], values: Iterable[Value], base: Optional[T] = None) -> T
     type.
     """
     given: Dict[str, Any] = {}
+    known = _fields(kind)
     for key, value, where in values:
-        if kind is JobSpec and key in set(_fields(ClusterProfile)) - set(_fields(JobSpec)):
+        if kind is JobSpec and key not in known and key in _fields(ClusterProfile):
             raise ConfigError(f"{key!r} belongs to the cluster's profile; did you mean cluster.{key}?")
-        refuse_unknown(key, _fields(kind), "key")
+        refuse_unknown(key, known, "key")
         value = _without_words_of_yaml(kind, key, value, where)
         given[key] = value if _fits(kind, key, value) else _converted(kind, key, value, where)
     return kind(**{**(vars(base) if base else {}), **given})

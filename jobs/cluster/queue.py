@@ -201,7 +201,8 @@ def busy_shards(run: RunDir, live: Optional[Dict[str, JobState]]) -> Set[int]:
     """
     attendances = read_attendances(run.workers)
     coming = {job: state for job, state in (live or {}).items() if state.will_work}
-    submitted = {task["job"]: set(task["shards"]) for each in run.submissions() for task in each["tasks"]}
+    submissions = run.submissions() if coming else []
+    submitted = {task["job"]: set(task["shards"]) for each in submissions for task in each["tasks"]}
     newest: Dict[str, Dict[int, Attendance]] = {}
     for each in attendances:
         newest.setdefault(job_id(each), {})[each.rank] = each
