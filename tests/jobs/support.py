@@ -14,6 +14,7 @@ from jobs.config import read_settings
 from jobs.submit.prepare import Prepared, prepare_run
 from jobs.worker.worker import Picture
 from ldm.errors import GenerationError
+from ldm.inference.files import write_atomically
 from ldm.inference.models import PROJECT_ROOT
 from ldm.inference.spec import GenerationRequest
 
@@ -23,7 +24,8 @@ REHEARSAL = ["model=rehearsal", "steps=1"]
 
 def write_prompts(folder: Path, count: int = 6) -> Path:
     path = folder / "prompts.txt"
-    path.write_text("".join(f"picture number {number}\n" for number in range(count)), encoding="utf-8")
+    text = "".join(f"picture number {number}\n" for number in range(count))
+    write_atomically(path, text.encode("utf-8"))  # of several processes, none may read half of another's
     return path
 
 
