@@ -16,7 +16,8 @@ from typing import Dict, List, Optional, Tuple
 from jobs.cluster.slurm import RunCommand
 
 SINFO = ("sinfo", "-a", "-h", "-o", "%R|%P|%a|%l|%D|%c|%m|%G")
-MODULES_SCRIPT = Path(__file__).resolve().parent / "templates" / "modules.sh"
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+FIND_MODULE = TEMPLATES / "find_module.sh"
 CARDS = ("dcu", "gpu")  # what card resources are called, the likelier first
 NO_LIMIT = ("", "infinite", "UNLIMITED", "NONE", "n/a", "(null)", "NOT_SET", "INVALID")
 DURATION = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
@@ -110,7 +111,7 @@ def read_associations(run: RunCommand, user: str) -> List[Association]:
 
 def read_modules(run: RunCommand) -> List[str]:
     """The names of all modules; none where the machine has no environment modules. SchedulerError if it fails."""
-    return parse_modules(run(["bash", str(MODULES_SCRIPT)]))
+    return parse_modules(run(["bash", str(TEMPLATES / "modules.sh")]))
 
 
 def parse_partitions(text: str) -> List[Partition]:

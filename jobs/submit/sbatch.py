@@ -1,6 +1,7 @@
 """The text of a job for Slurm, as data around shell that stands in files of its own (templates/).
 
-    directives (#SBATCH)    exports    site.sh    the site's own lines    ready.sh    ending.sh    array.sh or after.sh
+    directives (#SBATCH), exports, find_module.sh, site.sh, the site's own lines, ready.sh, ending.sh,
+    array.sh or after.sh
 
 `submit` gives the same lines up to ending.sh to submitit, so both ways meet the same site and end alike.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from jobs.cluster.profiles import check_profile, library_path
+from jobs.cluster.site import FIND_MODULE
 from jobs.config import Settings
 from jobs.plan import index_ranges
 from jobs.rundir import RunDir
@@ -136,7 +138,8 @@ def setup_blocks(
         **extra,
     }
     exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in values.items())
-    return [exports, _template("site.sh"), "\n".join(profile.setup), _template("ready.sh"), _template("ending.sh")]
+    before = "\n".join([_shell(FIND_MODULE).strip(), _template("site.sh")])
+    return [exports, before, "\n".join(profile.setup), _template("ready.sh"), _template("ending.sh")]
 
 
 def _packages(settings: Settings) -> Sequence[str]:
@@ -179,4 +182,9 @@ def flag(key: str, value: str) -> str:
 
 
 def _template(name: str) -> str:
-    return (TEMPLATES / name).read_text(encoding="utf-8").partition("\n")[2]  # without shellcheck's own line
+    return _shell(TEMPLATES / name)
+
+
+def _shell(path: Path) -> str:
+    """The text of a script, to stand in another."""
+    return path.read_text(encoding="utf-8").partition("\n")[2]  # without shellcheck's own line
