@@ -23,6 +23,7 @@ from ldm.inference.censor import Censor, Inspected
 from ldm.inference.checkpoint import LoadReport, load_model
 from ldm.inference.files import sha256_of
 from ldm.inference.images import Pixels, read_picture, resize, to_pixels, to_tensor
+from ldm.inference.packing import can_pack, pack, unpack
 from ldm.inference.runtime import Precision, compute_dtype, pick_device
 from ldm.inference.spec import GenerationRequest, InitImage, SamplerConfig, SamplerName
 from ldm.models.diffusion.ddim import DDIMSampler
@@ -118,6 +119,8 @@ class Pipeline:
         place = pick_device(device)
         dtype = compute_dtype(place, precision)
         model, report = load_model(config, checkpoint, use_ema=use_ema, dtype=dtype, device=place)
+        if place.type == "cpu" and can_pack(dtype):
+            pack(model)
         text_encoder = model.cond_stage_model
         if isinstance(text_encoder, FrozenCLIPEmbedder):
             text_encoder.use_tokenizer(find_tokenizer(clip, version=text_encoder.version, checkpoint=checkpoint))
@@ -214,6 +217,7 @@ class Pipeline:
 
         For a picture that overflowed in half precision: it costs memory and time, and is rarely needed.
         """
+        packed = unpack(self.model)
         before = [(parameter, parameter.dtype) for parameter in self.model.parameters()]
         try:
             for parameter, _ in before:
@@ -223,6 +227,8 @@ class Pipeline:
         finally:
             for parameter, dtype in before:
                 parameter.data = parameter.data.to(dtype)
+            if packed:
+                pack(self.model)
             self._forget()
 
     def _forget(self) -> None:

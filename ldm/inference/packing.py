@@ -1,0 +1,131 @@
+"""Layers whose weights lie as the CPU's kernels compute on them, packed once instead of at every call.
+
+torch's CPU builds compute with oneDNN, which works on weights in blocks of its own. The public operators are given
+plain ones: `conv2d` repacks them in every call, which on the small maps of a U-Net costs several times the arithmetic,
+and float32's `linear` goes to another library, half as fast on some processors. The operators that take packed weights
+are private to torch and may move: they are named in this module alone, are used only where they have been tried and
+gave the right numbers, and everything works without them.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any, Dict, Optional, Type
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+DTYPES = (torch.float32, torch.bfloat16)
+NOTHING_BEHIND: Any = ("none", [], "")  # the operators can apply an activation to their sums
+
+
+class PackedLinear(nn.Module):
+    """nn.Linear: x (...,in) -> x W^T + b (...,out)."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        """Takes the weights of `layer` away."""
+        super().__init__()
+        self.bias = layer.bias
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
+        self._layers = [layer]  # in a list, which hides it from nn.Module
+        layer.weight = None  # type: ignore[assignment]  # what it is without parameters
+
+    def forward(self, x: Tensor) -> Tensor:
+        summed: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, *NOTHING_BEHIND)
+        return summed
+
+    def unpacked(self) -> nn.Linear:
+        """The layer that this was made of, bit for bit."""
+        (layer,) = self._layers
+        layer.weight = nn.Parameter(self._weight.to_dense(), requires_grad=False)
+        return layer
+
+
+class PackedConv2d(nn.Module):
+    """nn.Conv2d: (B,C,h,w) -> (B,C',h',w'), channels last. Its blocks suit one size of input, the last that it saw."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        """Takes the weights of `layer` away; they are packed when the first input says for what size."""
+        super().__init__()
+        self.bias = layer.bias
+        self._place = [list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups]
+        self._weight = layer.weight.detach()
+        self._suits: Optional[torch.Size] = None
+        self._layers = [layer]
+        layer.weight = None  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape != self._suits:
+            self._weight = torch.ops.mkldnn._reorder_convolution_weight(self._plain(), *self._place, list(x.shape))
+            self._suits = x.shape
+        summed: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self._weight, self.bias, *self._place, *NOTHING_BEHIND
+        )
+        return summed
+
+    def unpacked(self) -> nn.Conv2d:
+        """The layer that this was made of, bit for bit."""
+        (layer,) = self._layers
+        layer.weight = nn.Parameter(self._plain(), requires_grad=False)
+        return layer
+
+    def _plain(self) -> Tensor:
+        return self._weight.to_dense() if self._weight.is_mkldnn else self._weight
+
+
+KINDS: Dict[Type[nn.Module], Any] = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d}
+
+
+def pack(model: nn.Module) -> int:
+    """Replace the linear and convolution layers of a model that is not trained by packed ones; how many."""
+    return _replace(model, lambda layer: KINDS[type(layer)](layer) if is_packable(layer) else None)
+
+
+def unpack(model: nn.Module) -> int:
+    """Put the plain layers back, bit for bit as they were; how many."""
+    return _replace(model, lambda layer: layer.unpacked() if isinstance(layer, (PackedLinear, PackedConv2d)) else None)
+
+
+def is_packable(layer: nn.Module) -> bool:
+    """Whether a layer computes on the CPU what its packed kind does. Subclasses may compute something else."""
+    if type(layer) not in KINDS or (isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros"):
+        return False
+    weight = layer.weight
+    return isinstance(weight, Tensor) and weight.device.type == "cpu" and weight.dtype in DTYPES
+
+
+@functools.lru_cache(maxsize=None)
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this torch has the operators, and they give what the plain layers give, for weights of that dtype."""
+    if dtype not in DTYPES:
+        return False
+    try:
+        with torch.no_grad():
+            return _works(nn.Linear(16, 32), torch.rand(3, 16), dtype) and _works(
+                nn.Conv2d(16, 32, 3, padding=1), torch.rand(1, 16, 4, 4), dtype
+            )
+    except (RuntimeError, AttributeError, TypeError) as error:
+        log.info("torch %s does not take packed weights: %s", torch.__version__, str(error).splitlines()[0])
+        return False
+
+
+def _works(layer: nn.Module, x: Tensor, dtype: torch.dtype) -> bool:
+    layer, x = layer.to(dtype).requires_grad_(False), x.to(dtype)
+    weight, expected = layer.state_dict()["weight"].clone(), layer(x)
+    packed = KINDS[type(layer)](layer)
+    right = torch.allclose(packed(x), expected, rtol=torch.finfo(dtype).eps * 8, atol=torch.finfo(dtype).eps * 8)
+    return right and torch.equal(packed.unpacked().weight, weight)
+
+
+def _replace(model: nn.Module, replacement: Any) -> int:
+    replaced = 0
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            new = replacement(child)
+            if new is not None:
+                setattr(module, name, new)
+                replaced += 1
+    return replaced

@@ -1,0 +1,159 @@
+"""Packed layers give what plain ones give, come back bit for bit, and are done without where torch has none."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ldm.inference import packing
+from ldm.inference.packing import PackedConv2d, PackedLinear, can_pack, pack, unpack
+from ldm.inference.pipeline import Pipeline
+from ldm.inference.spec import GenerationRequest, SamplerConfig
+from tests.tiny import random_model
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+needs_packing = pytest.mark.skipif(
+    not can_pack(torch.float32), reason="this torch takes no packed weights: plain layers do the work"
+)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Sums of up to 300 products near 1, in another order."""
+    return 100 * torch.finfo(dtype).eps
+
+
+def plain_layers() -> list[nn.Module]:
+    return [
+        nn.Linear(24, 40),
+        nn.Linear(24, 40, bias=False),
+        nn.Conv2d(24, 40, 3, padding=1),
+        nn.Conv2d(24, 40, 3, stride=2),
+        nn.Conv2d(24, 40, 1, bias=False),
+        nn.Conv2d(24, 48, 3, padding=1, groups=2),
+        nn.Conv2d(24, 40, (3, 1), padding=(1, 0), dilation=(2, 1)),
+    ]
+
+
+def wrapped(layer: nn.Module, dtype: torch.dtype) -> nn.Sequential:
+    return nn.Sequential(layer).to(dtype).requires_grad_(False)
+
+
+@needs_packing
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("number", range(len(plain_layers())))
+def test_a_packed_layer_gives_what_the_plain_one_gives_for_any_size(number, dtype):
+    model = wrapped(plain_layers()[number], dtype)
+    packed = copy.deepcopy(model)
+    assert pack(packed) == 1
+    for shape in ((2, 24, 8, 8), (1, 24, 5, 9), (2, 24, 8, 8)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+        x = x if isinstance(model[0], nn.Conv2d) else x.flatten(2).transpose(1, 2)
+        assert (packed(x) - model(x)).abs().max() <= tolerance(dtype)
+
+
+@needs_packing
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("number", range(len(plain_layers())))
+def test_what_is_unpacked_is_what_was_packed(number, dtype):
+    model = wrapped(plain_layers()[number], dtype)
+    before = copy.deepcopy(model.state_dict())
+    pack(model)
+    assert isinstance(model[0], (PackedLinear, PackedConv2d))
+    if isinstance(model[0], PackedConv2d):
+        model(torch.zeros(1, 24, 8, 8, dtype=dtype))
+    assert unpack(model) == 1
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert str(model) == str(wrapped(plain_layers()[number], dtype))
+
+
+class Shifted(nn.Linear):
+    """A linear layer that computes something more."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Shifted(4, 4),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Linear(4, 4, dtype=torch.float64),
+        nn.Embedding(4, 4),
+    ],
+)
+def test_layers_that_compute_something_else_stay(layer):
+    model = nn.Sequential(layer)
+    assert pack(model) == 0
+    assert model[0] is layer
+
+
+def request(seed: int = 1) -> GenerationRequest:
+    return GenerationRequest(prompt="a cat", seed=seed, height=64, width=64, sampler=SamplerConfig(steps=3))
+
+
+def picture(pipeline: Pipeline) -> np.ndarray:
+    pixels = pipeline.generate([request()])[0].pixels
+    assert pixels is not None
+    return pixels.astype(int)
+
+
+@needs_packing
+def test_a_packed_model_paints_the_same_picture():
+    plain = Pipeline(random_model())
+    expected = picture(plain)
+    assert pack(plain.model) > 100
+    assert np.abs(picture(plain) - expected).max() <= 1
+
+
+@needs_packing
+def test_a_second_try_in_float32_leaves_a_packed_model_as_it_was():
+    pipeline = Pipeline(random_model().to(torch.bfloat16))
+    pack(pipeline.model)
+    before = picture(pipeline)
+    with pipeline.in_float32():
+        assert pipeline.in_full_precision
+        exact = picture(pipeline)
+    assert np.array_equal(picture(pipeline), before)
+    assert not np.array_equal(exact, before)
+    assert unpack(pipeline.model) > 100
+
+
+def test_a_torch_without_the_operators_does_without(monkeypatch, tiny_model):
+    def missing(*words):
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_reorder_linear_weight'")
+
+    can_pack.cache_clear()
+    monkeypatch.setitem(packing.KINDS, nn.Linear, missing)
+    try:
+        assert not can_pack(torch.float32)
+        pipeline = Pipeline.load(tiny_model.config, tiny_model.checkpoint, device="cpu")
+        assert unpack(pipeline.model) == 0
+        assert picture(pipeline).any()
+    finally:
+        can_pack.cache_clear()
+
+
+def test_operators_that_give_other_numbers_are_not_used(monkeypatch):
+    class Wrong(PackedLinear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 1.01
+
+    can_pack.cache_clear()
+    monkeypatch.setitem(packing.KINDS, nn.Linear, Wrong)
+    try:
+        assert not can_pack(torch.float32)
+    finally:
+        can_pack.cache_clear()
+
+
+@needs_packing
+def test_what_is_loaded_for_the_cpu_is_packed(tiny_model):
+    pipeline = Pipeline.load(tiny_model.config, tiny_model.checkpoint, device="cpu")
+    assert unpack(pipeline.model) > 100
