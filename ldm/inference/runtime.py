@@ -13,7 +13,6 @@ import gc
 import logging
 import os
 import platform
-from pathlib import Path
 from typing import Any, Iterator
 
 import torch
@@ -21,12 +20,11 @@ from torch import Tensor, nn
 
 from ldm.errors import DeviceError
 from ldm.inference.cards import CUDA, HIP
+from ldm.modules.processor import BF16_FLAGS, cpuinfo, processor_flags
 
 log = logging.getLogger(__name__)
 
 DEVICES = ("auto", "cpu", "gpu", "cuda", "dcu")
-BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
-CPUINFO = Path("/proc/cpuinfo")
 
 
 class Precision(enum.Enum):
@@ -85,7 +83,7 @@ def visible_cards() -> int:
 def describe_device(device: torch.device) -> str:
     """One line for records and logs: 'gpu NVIDIA H200, 140 GiB', 'dcu Z100, 32 GiB', 'cpu AMD EPYC 9B45, 2 threads'."""
     if device.type == "cpu":
-        return f"cpu {_cpuinfo('model name') or platform.machine()}, {torch.get_num_threads()} threads"
+        return f"cpu {cpuinfo('model name') or platform.machine()}, {torch.get_num_threads()} threads"
     card = torch.cuda.get_device_properties(device)
     kind = "gpu" if _hip_version() is None else "dcu"
     return f"{kind} {card.name}, {card.total_memory / 2**30:.0f} GiB"
@@ -106,7 +104,7 @@ def compute_dtype(device: torch.device, precision: Precision) -> torch.dtype:
 @functools.lru_cache(maxsize=None)
 def has_fast_bf16_cpu() -> bool:
     """Whether this CPU has AVX512-BF16 or AMX, and this torch has the networks' operators for weights of that dtype."""
-    return bool(BF16_FLAGS & set(_cpuinfo("flags").split())) and _runs_bf16_on_cpu()
+    return bool(BF16_FLAGS & processor_flags()) and _runs_bf16_on_cpu()
 
 
 @functools.lru_cache(maxsize=None)
@@ -174,15 +172,6 @@ def _runs_bf16_on_cpu() -> bool:
     except RuntimeError as error:
         log.info("torch %s has no bfloat16 for this CPU: %s", torch.__version__, error)
         return False
-
-
-def _cpuinfo(key: str) -> str:
-    try:
-        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    values = (value for name, _, value in (line.partition(":") for line in lines) if name.strip() == key)
-    return next(values, "").strip()
 
 
 def _hip_version() -> str | None:

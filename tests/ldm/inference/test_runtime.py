@@ -11,6 +11,7 @@ from torch import nn
 from ldm.errors import DeviceError
 from ldm.inference import runtime
 from ldm.inference.runtime import Precision, compute_dtype, describe_device, pick_device, without_init
+from ldm.modules import processor
 
 CPU = torch.device("cpu")
 CARD = torch.device("cuda")
@@ -37,10 +38,12 @@ def one_dcu(monkeypatch):
 def cpu_flags(monkeypatch, tmp_path):
     def write(flags):
         (tmp_path / "cpuinfo").write_text(f"model name\t: Some CPU\nflags\t\t: fpu sse2 {flags}\n")
-        monkeypatch.setattr(runtime, "CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+        processor.processor_flags.cache_clear()
         runtime.has_fast_bf16_cpu.cache_clear()
 
     yield write
+    processor.processor_flags.cache_clear()
     runtime.has_fast_bf16_cpu.cache_clear()
 
 
@@ -105,7 +108,7 @@ def test_autocast_is_float32_on_any_other_cpu_and_never_float16(cpu_flags, flags
 
 def test_a_machine_without_cpuinfo_computes_in_float32(monkeypatch, cpu_flags, tmp_path):
     cpu_flags("")
-    monkeypatch.setattr(runtime, "CPUINFO", tmp_path / "nothing here")
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "nothing here")
     assert not runtime.has_fast_bf16_cpu()
 
 
