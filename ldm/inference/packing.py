@@ -113,7 +113,7 @@ class PackedConv2d(nn.Module):
         _, stride, dilation, groups = self._place
         if groups != 1 or dilation != [1, 1]:
             return False
-        return (self._shape[2:] == (1, 1) and stride == [1, 1]) or shape[3] <= NARROW * stride[1]
+        return bool((self._shape[2:] == (1, 1) and stride == [1, 1]) or shape[3] <= NARROW * stride[1])
 
 
 def windows(x: Tensor, kernel: Sequence[int], padding: Sequence[int], stride: Sequence[int]) -> Tensor:
