@@ -11,15 +11,31 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any, Dict, Optional, Type
+from typing import Any, Dict, Optional, Sequence, Type
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 log = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16)
 NOTHING_BEHIND: Any = ("none", [], "")  # the operators can apply an activation to their sums
+# oneDNN's convolution computes a row of the map at a time, in pieces of 16 places and more: on rows this narrow most of
+# a piece is empty, and one product over all places is up to three times as fast, the gathering of its windows included.
+NARROW = 8
+
+
+def linear_weight(weight: Tensor) -> Tensor:
+    """A matrix (out,in) in oneDNN's blocks."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    return packed
+
+
+def linear(x: Tensor, packed: Tensor, bias: Optional[Tensor]) -> Tensor:
+    """x (...,in) -> (...,out) with a weight of `linear_weight`."""
+    summed: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, *NOTHING_BEHIND)
+    return summed
 
 
 class PackedLinear(nn.Module):
@@ -29,13 +45,12 @@ class PackedLinear(nn.Module):
         """Takes the weights of `layer` away."""
         super().__init__()
         self.bias = layer.bias
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
+        self._weight = linear_weight(layer.weight.detach())
         self._layers = [layer]  # in a list, which hides it from nn.Module
         layer.weight = None  # type: ignore[assignment]  # what it is without parameters
 
     def forward(self, x: Tensor) -> Tensor:
-        summed: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, *NOTHING_BEHIND)
-        return summed
+        return linear(x, self._weight, self.bias)
 
     def unpacked(self) -> nn.Linear:
         """The layer that this was made of, bit for bit."""
@@ -51,16 +66,20 @@ class PackedConv2d(nn.Module):
         """Takes the weights of `layer` away; they are packed when the first input says for what size."""
         super().__init__()
         self.bias = layer.bias
-        self._place = [list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups]
+        self._place: Any = [list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups]
         self._weight = layer.weight.detach()
+        self._shape = layer.weight.shape
         self._suits: Optional[torch.Size] = None
+        self._as_product = False
         self._layers = [layer]
         layer.weight = None  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape != self._suits:
-            self._weight = torch.ops.mkldnn._reorder_convolution_weight(self._plain(), *self._place, list(x.shape))
-            self._suits = x.shape
+            self._pack_for(x.shape)
+        if self._as_product:
+            places = windows(x, self._shape[2:], *self._place[:2])
+            return linear(places.flatten(3), self._weight, self.bias).permute(0, 3, 1, 2)
         summed: Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, self._weight, self.bias, *self._place, *NOTHING_BEHIND
         )
@@ -69,11 +88,41 @@ class PackedConv2d(nn.Module):
     def unpacked(self) -> nn.Conv2d:
         """The layer that this was made of, bit for bit."""
         (layer,) = self._layers
-        layer.weight = nn.Parameter(self._plain(), requires_grad=False)
+        layer.weight = nn.Parameter(self.plain_weight(), requires_grad=False)
         return layer
 
-    def _plain(self) -> Tensor:
-        return self._weight.to_dense() if self._weight.is_mkldnn else self._weight
+    def plain_weight(self) -> Tensor:
+        """The weight (C',C,kh,kw) as the layer had it."""
+        weight = self._weight.to_dense() if self._weight.is_mkldnn else self._weight
+        if self._as_product:
+            outputs, inputs, *kernel = self._shape
+            weight = weight.view(outputs, *kernel, inputs).permute(0, 3, 1, 2).contiguous()
+        return weight
+
+    def _pack_for(self, shape: torch.Size) -> None:
+        weight = self.plain_weight()
+        self._as_product = self._is_product(shape)
+        if self._as_product:
+            self._weight = linear_weight(weight.permute(0, 2, 3, 1).flatten(1).contiguous())
+        else:
+            self._weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._place, list(shape))
+        self._suits = shape
+
+    def _is_product(self, shape: torch.Size) -> bool:
+        """Whether one matrix product is the quicker convolution for inputs of this shape."""
+        _, stride, dilation, groups = self._place
+        if groups != 1 or dilation != [1, 1]:
+            return False
+        return bool((self._shape[2:] == (1, 1) and stride == [1, 1]) or shape[3] <= NARROW * stride[1])
+
+
+def windows(x: Tensor, kernel: Sequence[int], padding: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """(B,C,h,w) -> (B,h',w',kh,kw,C): what each place of a convolution's output sees, a view of x with its margins."""
+    x = x.permute(0, 2, 3, 1)
+    if any(padding):
+        vertical, horizontal = padding
+        x = functional.pad(x, (0, 0, horizontal, horizontal, vertical, vertical))
+    return x.unfold(1, kernel[0], stride[0]).unfold(2, kernel[1], stride[1]).permute(0, 1, 2, 4, 5, 3)
 
 
 KINDS: Dict[Type[nn.Module], Any] = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d}

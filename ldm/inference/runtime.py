@@ -14,7 +14,6 @@ import logging
 import os
 import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import torch
@@ -23,12 +22,11 @@ from torch import Tensor, nn
 from ldm.errors import DeviceError
 from ldm.inference import trial
 from ldm.inference.cards import CUDA, HIP
+from ldm.modules.processor import BF16_FLAGS, cpuinfo, processor_flags
 
 log = logging.getLogger(__name__)
 
 DEVICES = ("auto", "cpu", "gpu", "cuda", "dcu")
-BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
-CPUINFO = Path("/proc/cpuinfo")
 TENSOR_CORES, BF16_CORES = 7, 8  # the compute capability from which NVIDIA's cards have them
 EMULATES_BF16 = ("gfx7", "gfx8", "gfx900", "gfx902", "gfx904", "gfx906", "gfx909", "gfx90c", "gfx10")
 SUGGEST_NHWC = "PYTORCH_MIOPEN_SUGGEST_NHWC"  # with it torch hands MIOpen channels last; without, it converts them
@@ -156,7 +154,7 @@ def visible_cards() -> int:
 def describe_device(device: torch.device) -> str:
     """One line for records and logs: 'gpu NVIDIA H200, 140 GiB', 'dcu Z100, 32 GiB', 'cpu AMD EPYC 9B45, 2 threads'."""
     if device.type == "cpu":
-        return f"cpu {_cpuinfo('model name') or platform.machine()}, {torch.get_num_threads()} threads"
+        return f"cpu {cpuinfo('model name') or platform.machine()}, {torch.get_num_threads()} threads"
     card = torch.cuda.get_device_properties(device)
     kind = "gpu" if _hip_version() is None else "dcu"
     return f"{kind} {card.name}, {card.total_memory / 2**30:.0f} GiB"
@@ -245,7 +243,7 @@ def settle_card() -> None:
 @functools.lru_cache(maxsize=None)
 def has_fast_bf16_cpu() -> bool:
     """Whether this CPU has AVX512-BF16 or AMX, and this torch has the networks' operators for weights of that dtype."""
-    return bool(BF16_FLAGS & set(_cpuinfo("flags").split())) and trial.is_right(torch.device("cpu"), torch.bfloat16)
+    return bool(BF16_FLAGS & processor_flags()) and trial.is_right(torch.device("cpu"), torch.bfloat16)
 
 
 @functools.lru_cache(maxsize=None)
@@ -296,15 +294,6 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
-
-
-def _cpuinfo(key: str) -> str:
-    try:
-        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    values = (value for name, _, value in (line.partition(":") for line in lines) if name.strip() == key)
-    return next(values, "").strip()
 
 
 def _hip_version() -> str | None:

@@ -22,6 +22,7 @@ from ldm.inference.runtime import (
     settle_card,
     without_init,
 )
+from ldm.modules import processor
 
 CPU = torch.device("cpu")
 CARD = torch.device("cuda")
@@ -48,10 +49,12 @@ def one_dcu(monkeypatch):
 def cpu_flags(monkeypatch, tmp_path):
     def write(flags):
         (tmp_path / "cpuinfo").write_text(f"model name\t: Some CPU\nflags\t\t: fpu sse2 {flags}\n")
-        monkeypatch.setattr(runtime, "CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+        processor.processor_flags.cache_clear()
         runtime.has_fast_bf16_cpu.cache_clear()
 
     yield write
+    processor.processor_flags.cache_clear()
     runtime.has_fast_bf16_cpu.cache_clear()
 
 
@@ -271,7 +274,7 @@ def test_autocast_is_float32_on_any_other_cpu_and_never_float16(cpu_flags, flags
 
 def test_a_machine_without_cpuinfo_computes_in_float32(monkeypatch, cpu_flags, tmp_path):
     cpu_flags("")
-    monkeypatch.setattr(runtime, "CPUINFO", tmp_path / "nothing here")
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "nothing here")
     assert not runtime.has_fast_bf16_cpu()
 
 
