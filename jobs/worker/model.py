@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from jobs.rundir import RunInfo, RunModel
 from jobs.spec import JobSpec
@@ -41,7 +41,7 @@ def load(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
     log.info("on %s, %d cards seen", device, visible_cards())
 
     def generate(requests: Sequence[GenerationRequest]) -> List[Union[Picture, GenerationError]]:
-        with naming_lack_of_memory(len(requests)):
+        with naming_lack_of_memory(len(requests), pipeline.release_recordings):
             attempted = pipeline.attempt(requests)
         return [picture_or_second_try(*each, pipeline, info) for each in zip(requests, attempted)]
 
@@ -49,8 +49,11 @@ def load(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
 
 
 @contextlib.contextmanager
-def naming_lack_of_memory(pictures: int) -> Iterator[None]:
-    """Turn torch's lack of memory for so many pictures into a NoMemoryError, and give back what can be."""
+def naming_lack_of_memory(pictures: int, release: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Turn torch's lack of memory for so many pictures into a NoMemoryError, and give back what can be.
+
+    `release` gives back what more there is.
+    """
     from ldm.inference.runtime import is_out_of_memory, release_memory
 
     try:
@@ -60,6 +63,7 @@ def naming_lack_of_memory(pictures: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         said = str(error).strip().splitlines() or ["out of memory"]
+    release()
     release_memory()  # behind the except clause: the error holds the frames that hold the tensors
     advice = "smaller pictures, or a card with more memory, are needed" if pictures == 1 else "fewer at once may fit"
     raise NoMemoryError(f"{said[0]}; {advice}")

@@ -169,6 +169,20 @@ def test_without_memory_for_float32_the_picture_fails_for_its_own_reason(prepare
     assert not half.in_full_precision
 
 
+def test_when_memory_is_full_what_was_recorded_of_the_network_is_given_back(prepared, monkeypatch):
+    told = []
+    monkeypatch.setattr(Pipeline, "release_recordings", lambda pipeline: told.append("released"))
+    generate, _ = load(prepared.info, prepared.info.settings.spec)
+
+    def full(pipeline, requests):
+        raise RuntimeError("HIP out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(Pipeline, "attempt", full)
+    with pytest.raises(NoMemoryError, match="HIP out of memory"):
+        generate([small_request()] * 2)
+    assert told == ["released"]
+
+
 def test_torchs_lack_of_memory_is_named_whatever_torch_calls_it():
     with pytest.raises(NoMemoryError, match=r"fewer at once may fit"), naming_lack_of_memory(4):
         torch.empty(1 << 60)
