@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import GenerationError, RequestError
+from ldm.inference.allocator import keep_freed_memory
 from ldm.inference.censor import Censor, Inspected
 from ldm.inference.checkpoint import LoadReport, load_model
 from ldm.inference.files import sha256_of
@@ -119,8 +120,10 @@ class Pipeline:
         place = pick_device(device)
         dtype = compute_dtype(place, precision)
         model, report = load_model(config, checkpoint, use_ema=use_ema, dtype=dtype, device=place)
-        if place.type == "cpu" and can_pack(dtype):
-            pack(model)
+        if place.type == "cpu":
+            keep_freed_memory()
+            if can_pack(dtype):
+                pack(model)
         text_encoder = model.cond_stage_model
         if isinstance(text_encoder, FrozenCLIPEmbedder):
             text_encoder.use_tokenizer(find_tokenizer(clip, version=text_encoder.version, checkpoint=checkpoint))
