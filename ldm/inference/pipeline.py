@@ -27,6 +27,7 @@ from ldm.inference.images import Pixels, read_picture, resize, to_pixels, to_ten
 from ldm.inference.packing import can_pack, pack, unpack
 from ldm.inference.runtime import Precision, compute_dtype, pick_device
 from ldm.inference.spec import GenerationRequest, InitImage, SamplerConfig, SamplerName
+from ldm.inference.transfer import send_draw
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.models.diffusion.guidance import guided
@@ -79,7 +80,7 @@ class SeededNoise:
 
     def draw_like(self, x: Tensor) -> Tensor:
         """The next (B,C,h,w) on the device and in the dtype of x."""
-        return self.draw().to(x)
+        return send_draw(self.draw(), x.device, x.dtype)
 
 
 def noise_for(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
@@ -243,7 +244,7 @@ class Pipeline:
         config, init = batch[0].sampler, batch[0].init
         shape = (self.model.channels, batch[0].height // self.factor, batch[0].width // self.factor)
         noise = SeededNoise([request.seed for request in batch], shape)
-        x = noise.draw().to(self.model.device)
+        x = send_draw(noise.draw(), self.model.device)
         sampler = self.sampler(config)
         table = sampler.table
         if init is not None:
