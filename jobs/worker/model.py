@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterator, List, Optional, Sequence, Tuple, Union
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Callable, Iterator, List, Optional, Sequence, 
 from jobs.rundir import RunInfo, RunModel
 from jobs.spec import JobSpec
 from jobs.storage.formats import parameters_text
+from jobs.worker.measuring import Findings, try_sizes
 from jobs.worker.worker import Generate, Picture
 from ldm.errors import GenerationError, NoMemoryError, WeightsError
 from ldm.inference.files import sha256_of
@@ -25,19 +27,10 @@ log = logging.getLogger(__name__)
 
 def load(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
     """What makes the pictures of this run, and the name of the device that it does it on."""
-    from ldm.inference.pipeline import Pipeline
-    from ldm.inference.runtime import Precision, describe_device, visible_cards
+    from ldm.inference.runtime import visible_cards
 
-    model = info.model
-    check_unchanged(model)
-    pipeline = Pipeline.load(
-        Path(model.config),
-        Path(model.checkpoint),
-        device=spec.device,
-        precision=Precision(spec.precision),
-        clip=model.clip,
-    ).with_censor(_censor(model, spec))
-    device = describe_device(pipeline.model.device)
+    pipeline = load_pipeline(info, spec).with_censor(_censor(info.model, spec))
+    device = device_of(pipeline)
     log.info("on %s, %d cards seen", device, visible_cards())
 
     def generate(requests: Sequence[GenerationRequest]) -> List[Union[Picture, GenerationError]]:
@@ -46,6 +39,44 @@ def load(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
         return [picture_or_second_try(*each, pipeline, info) for each in zip(requests, attempted)]
 
     return generate, device
+
+
+def load_pipeline(info: RunInfo, spec: JobSpec) -> Pipeline:
+    """The model of this run on the job's device, without a checker of pictures."""
+    from ldm.inference.pipeline import Pipeline
+    from ldm.inference.runtime import Precision
+
+    model = info.model
+    check_unchanged(model)
+    return Pipeline.load(
+        Path(model.config),
+        Path(model.checkpoint),
+        device=spec.device,
+        precision=Precision(spec.precision),
+        clip=model.clip,
+    )
+
+
+def device_of(pipeline: Pipeline) -> str:
+    """What the bytes of a picture may depend on: the device and the dtype that it computes in."""
+    from ldm.inference.runtime import describe_device
+
+    return f"{describe_device(pipeline.model.device)}, {str(pipeline.model.dtype).replace('torch.', '')}"
+
+
+def measure(info: RunInfo, spec: JobSpec, request: GenerationRequest) -> Findings:
+    """How quick the job's device is at each number of pictures like this one."""
+    from ldm.inference.runtime import graphs_of, memory_of
+
+    pipeline = load_pipeline(info, spec)
+    place = pipeline.model.device
+    graphs = graphs_of(place)
+    tried, most = try_sizes(
+        functools.partial(pipeline.run_network, request),
+        (lambda: None) if graphs is None else graphs.wait,
+        memory_of(place),
+    )
+    return Findings(device_of(pipeline), request.height, request.width, tuple(tried), most)
 
 
 @contextlib.contextmanager
