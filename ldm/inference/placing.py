@@ -31,9 +31,14 @@ def make_ready_on_card(model: Any, arithmetic: Arithmetic, memory: Memory, graph
     settle_card()
     if arithmetic.channels_last:
         model.to(memory_format=torch.channels_last)
-    if trial.writes_all_scores(model.device, arithmetic.dtype, memory.peak):
-        attention.UNSLICED.add(model.device.type)
+    settle_attention(model.device, arithmetic.dtype, memory)
     model.model.forward = Replayed(model.model.forward, graphs)
+
+
+def settle_attention(device: torch.device, dtype: torch.dtype, memory: Memory) -> None:
+    """Have attention sliced on this type of device where torch's fused kernel would fill its memory."""
+    if trial.writes_all_scores(device, dtype, memory.peak):
+        attention.UNSLICED.add(device.type)
 
 
 def recordings_of(model: Any) -> Optional[Replayed]:

@@ -112,6 +112,18 @@ class Replayed:
         return None
 
 
+def why_not(graphs: Graphs, device: torch.device) -> str:
+    """Why a card records nothing, in torch's words; nothing where it does."""
+    x = torch.ones(4, device=device)
+    try:
+        again, outcome = graphs.record(lambda: x * 2)
+        x.fill_(3)
+        again()
+        return "" if bool((outcome == 6).all()) else "it gives other numbers"
+    except RuntimeError as error:
+        return (str(error).splitlines() or ["no reason given"])[0]
+
+
 def _kind(inputs: Tuple[Any, ...]) -> Optional[Hashable]:
     """What inputs must have in common for one recording; None for what is no tensor."""
     described: List[Hashable] = []
