@@ -34,7 +34,7 @@ def load(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
     log.info("on %s, %d cards seen", device, visible_cards())
 
     def generate(requests: Sequence[GenerationRequest]) -> List[Union[Picture, GenerationError]]:
-        with naming_lack_of_memory(len(requests), pipeline.release_recordings):
+        with naming_lack_of_memory(len(requests), pipeline.spare_memory):
             attempted = pipeline.attempt(requests)
         return [picture_or_second_try(*each, pipeline, info) for each in zip(requests, attempted)]
 

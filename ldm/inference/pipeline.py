@@ -235,16 +235,18 @@ class Pipeline:
                 pack(self.model)
             self._forget()
 
-    def release_recordings(self) -> None:
-        """Give back the memory of what was recorded of the network's work on a card."""
+    def spare_memory(self) -> None:
+        """Do without what makes a card quicker at the price of its memory."""
         recordings = recordings_of(self.model)
         if recordings is not None:
-            recordings.forget()
+            recordings.give_up()
 
     def _forget(self) -> None:
         self.encode_prompt.cache_clear()
         self.encode_init.cache_clear()
-        self.release_recordings()
+        recordings = recordings_of(self.model)
+        if recordings is not None:
+            recordings.forget()
 
     def _batches(self, requests: Sequence[GenerationRequest]) -> Iterator[Sequence[int]]:
         """Indices of the requests that are sampled together: what agrees, as far as there is room for it."""
