@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator, List, Optional, Sequence, Tuple, Union
@@ -18,6 +19,7 @@ from ldm.inference.spec import GenerationRequest
 
 if TYPE_CHECKING:
     from ldm.inference.censor import Censor
+    from ldm.inference.images import Pixels
     from ldm.inference.pipeline import Attempted, GeneratedImage, Pipeline
 
 log = logging.getLogger(__name__)
@@ -101,13 +103,15 @@ def check_unchanged(model: RunModel) -> None:
 
 def to_picture(image: GeneratedImage, info: RunInfo) -> Picture:
     """The file of a picture with its parameters inside; none for one that the safety policy dropped."""
+    encode = None if image.pixels is None else functools.partial(_encode, image.request, image.pixels, info)
+    return Picture(encode=encode, flagged=image.flagged, seconds=image.seconds)
+
+
+def _encode(request: GenerationRequest, pixels: Pixels, info: RunInfo) -> bytes:
     from ldm.inference.images import encode
 
-    if image.pixels is None:
-        return Picture(data=None, flagged=image.flagged, seconds=image.seconds)
-    text = parameters_text(image.request, model=info.model.name, checkpoint_sha256=info.model.checkpoint_sha256)
-    data = encode(image.pixels, info.settings.spec.format, text, quality=info.settings.spec.quality)
-    return Picture(data=data, flagged=image.flagged, seconds=image.seconds)
+    text = parameters_text(request, model=info.model.name, checkpoint_sha256=info.model.checkpoint_sha256)
+    return encode(pixels, info.settings.spec.format, text, quality=info.settings.spec.quality)
 
 
 def _censor(model: RunModel, spec: JobSpec) -> Optional[Censor]:

@@ -29,9 +29,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as it goes to the disk: the bytes of its file, None if the safety policy drops it."""
+    """A picture on its way to the disk: what makes the bytes of its file, None if the safety policy drops it.
 
-    data: Optional[bytes]
+    `encode` is called once. A RequestError of it fails this picture alone.
+    """
+
+    encode: Optional[Callable[[], bytes]]
     flagged: bool
     seconds: float
     note: str = ""
@@ -112,8 +115,11 @@ def _write_down(
 ) -> bool:
     """Keep a picture, or note that there is none; whether there is one."""
     if isinstance(result, Picture):
-        book.add(_keep(image, result, run, worker))
-        return True
+        try:
+            book.add(_keep(image, result, run, worker))
+            return True
+        except RequestError as error:
+            result = error
     log.error("picture %d failed: %s", image.index, result)
     book.fail(image, str(result))
     return False
@@ -211,8 +217,8 @@ def _attempt(part: Sequence[PlannedImage], generate: Generate, worker: Worker) -
 def _keep(image: PlannedImage, picture: Picture, run: RunDir, worker: Worker) -> ImageRecord:
     """Keep the picture, unless another worker's is there, and describe the one that stands."""
     file, sha256 = "", ""
-    if picture.data is not None:
-        file, sha256 = image.file, keep(run, image, picture.data)
+    if picture.encode is not None:
+        file, sha256 = image.file, keep(run, image, picture.encode())
     return ImageRecord(
         index=image.index,
         request_id=image.request_id,

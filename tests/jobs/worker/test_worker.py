@@ -248,6 +248,25 @@ def test_a_request_that_the_model_refuses_fails_alone(run):
     assert (summary.made, summary.failed) == (5, 1)
 
 
+def test_a_request_whose_parameters_fit_into_no_file_fails_alone(run):
+    model = FakeModel()
+
+    def generate(requests):
+        return [
+            dataclasses.replace(picture, encode=too_long) if request.prompt == "picture number 2" else picture
+            for request, picture in zip(requests, model(requests))
+        ]
+
+    summary = run_shard(run.shard(0), run, generate, one())
+    assert (summary.made, summary.failed) == (5, 1)
+    assert read_records(run.records_path(0)).failures[2].error == "the parameters must fit into a JPEG"
+    assert len(model.batches) == 3, "nothing is sampled again"
+
+
+def too_long() -> bytes:
+    raise RequestError("the parameters must fit into a JPEG")
+
+
 def test_what_concerns_every_picture_ends_the_worker(run):
     def lose_the_card(requests):
         raise DeviceError("the card is gone")
