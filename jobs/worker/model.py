@@ -41,13 +41,18 @@ def load(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
     ).with_censor(_censor(model, spec))
     device = describe_device(pipeline.model.device)
     log.info("on %s, %d cards seen", device, visible_cards())
+    return generate_with(pipeline, info), device
+
+
+def generate_with(pipeline: Pipeline, info: RunInfo) -> Generate:
+    """What makes the pictures of a run with a pipeline that is loaded."""
 
     def generate(requests: Sequence[GenerationRequest]) -> List[Union[Picture, GenerationError]]:
         with naming_lack_of_memory(len(requests)):
             attempted = pipeline.attempt(requests)
         return [picture_or_second_try(*each, pipeline, info) for each in zip(requests, attempted)]
 
-    return generate, device
+    return generate
 
 
 @contextlib.contextmanager
