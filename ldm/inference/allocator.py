@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from typing import Callable, Optional
 
 log = logging.getLogger(__name__)
 
@@ -19,9 +20,21 @@ def keep_freed_memory() -> bool:
     filled with zeros: for the large maps of a decoder that takes as long as computing them. Only worth it in a process
     that computes until it ends. False where the C library is another one.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
+    mallopt = _mallopt()
+    if mallopt is None:
         log.info("the C library has no mallopt: large tensors are given back to the kernel each time")
         return False
     return bool(mallopt(MMAP_THRESHOLD, HIGHEST) and mallopt(TRIM_THRESHOLD, NEVER))
+
+
+def can_keep_freed_memory() -> bool:
+    """Whether the C library can be told so."""
+    return _mallopt() is not None
+
+
+def _mallopt() -> Optional[Callable[[int, int], int]]:
+    try:
+        found: Callable[[int, int], int] = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return None
+    return found

@@ -51,15 +51,15 @@ def pick_device(wanted: str) -> torch.device:
     if wanted == "dcu" and _hip_version() is None:
         raise DeviceError(
             f"device 'dcu' needs the platform's own build of torch, but torch {torch.__version__} is "
-            f"{_build()}; install the wheel of the platform's DTK"
+            f"{describe_torch()}; install the wheel of the platform's DTK"
         )
     if torch.cuda.is_available():
         return torch.device("cuda")
     if wanted == "auto":
-        log.info("no card seen by torch %s (%s): the CPU does the work", torch.__version__, _build())
+        log.info("no card seen by torch %s (%s): the CPU does the work", torch.__version__, describe_torch())
         return torch.device("cpu")
     raise DeviceError(
-        f"device {wanted!r} needs a card, but torch {torch.__version__} ({_build()}) sees "
+        f"device {wanted!r} needs a card, but torch {torch.__version__} ({describe_torch()}) sees "
         f"{visible_cards()}: {_variable(HIP)}, {_variable(CUDA)}; "
         "ask Slurm for one, for example --gres=dcu:1, or choose the device cpu"
     )
@@ -300,7 +300,8 @@ def _hip_version() -> str | None:
     return getattr(torch.version, "hip", None)
 
 
-def _build() -> str:
+def describe_torch() -> str:
+    """What torch was built for: 'a CPU build', 'a CUDA 12.1 build', 'a DCU build, HIP 5.2'."""
     if _hip_version() is not None:
         return f"a DCU build, HIP {_hip_version()}"
     return "a CPU build" if torch.version.cuda is None else f"a CUDA {torch.version.cuda} build"
