@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from typing import Callable
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch.nn import functional
 log = logging.getLogger(__name__)
 
 BATCH, CHANNELS, SIDE = 2, 64, 16
+HEADS, PLACES, WIDTH = 8, 1024, 40  # of attention in SD v1 at 256 px
 # Rounding at each of a dozen operators, some of which cancel; a wrong operator is off by a multiple of the numbers.
 ROUNDINGS = 16
 
@@ -59,6 +61,21 @@ def outcome(device: torch.device, dtype: torch.dtype, *, channels_last: bool = F
     q, k, v = functional.linear(functional.layer_norm(words, (CHANNELS,)), draw(3 * CHANNELS, CHANNELS)).chunk(3, -1)
     words = words + (q @ k.transpose(1, 2)).softmax(dim=-1) @ v
     return (words + functional.gelu(functional.linear(words, draw(CHANNELS, CHANNELS)))).float().cpu()
+
+
+@torch.no_grad()
+def writes_all_scores(device: torch.device, dtype: torch.dtype, peak: Callable[[Callable[[], object]], int]) -> bool:
+    """Whether torch's fused attention holds the scores of all places in memory at once, as plain operators do.
+
+    Where its kernels do not know a card, torch computes with plain operators under the same name: 2 GiB of scores for
+    four pictures of 512 px, 32 GiB for 1024 px. `peak` tells the bytes that some work takes. False where torch has no
+    such attention.
+    """
+    if not hasattr(functional, "scaled_dot_product_attention"):
+        return False
+    q = torch.zeros(1, HEADS, PLACES, WIDTH, device=device, dtype=dtype)
+    scores = HEADS * PLACES**2 * q.element_size()
+    return peak(lambda: functional.scaled_dot_product_attention(q, q, q)) >= scores
 
 
 @functools.lru_cache(maxsize=None)

@@ -6,7 +6,7 @@ Module names are the names of the tensors in an SD v1 checkpoint.
 
 from __future__ import annotations
 
-from typing import Callable, Optional
+from typing import Callable, Optional, Set
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 SLICE_ELEMENTS = 2**26
 # Query places of one slice of one head, on a CPU: their scores stay in its caches.
 ROWS = 512
+
+# Types of device on which torch's fused kernel was found to write the scores of all places at once into memory.
+UNSLICED: Set[str] = set()
 
 _HAS_FUSED_KERNEL = hasattr(functional, "scaled_dot_product_attention")
 
@@ -37,7 +40,8 @@ def attention_kernel(device: str, dtype: torch.dtype, *, trains: bool) -> Kernel
     """
     cpu_bf16 = device == "cpu" and dtype is torch.bfloat16 and not trains
     cpu_trains = device == "cpu" and trains
-    if _HAS_FUSED_KERNEL and not cpu_trains and not (cpu_bf16 and AMX_BF16 not in processor_flags()):
+    fused = _HAS_FUSED_KERNEL and device not in UNSLICED
+    if fused and not cpu_trains and not (cpu_bf16 and AMX_BF16 not in processor_flags()):
         return functional.scaled_dot_product_attention
     return attend_by_head if cpu_bf16 else attend_in_slices
 

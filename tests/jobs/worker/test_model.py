@@ -15,12 +15,14 @@ from jobs.config import read_settings
 from jobs.records import read_records
 from jobs.submit.launch import missing_shards, run_here
 from jobs.submit.prepare import Prepared
-from jobs.worker.model import check_unchanged, load, naming_lack_of_memory, picture_or_second_try, to_picture
+from jobs.worker.model import check_unchanged, load, measure, naming_lack_of_memory, picture_or_second_try, to_picture
 from ldm.errors import GenerationError, NoMemoryError, WeightsError
+from ldm.inference import runtime
 from ldm.inference.images import encode, read_parameters
 from ldm.inference.infotext import parse_infotext
 from ldm.inference.pipeline import GeneratedImage, Pipeline
 from ldm.inference.spec import GenerationRequest, SamplerConfig
+from tests.cards import FakeGraphs, FakeMemory
 from tests.jobs.support import prepare
 from tests.tiny import random_model
 
@@ -69,6 +71,27 @@ def test_the_model_is_loaded_once_and_says_its_device(prepared):
     assert len(pictures) == 2
     assert all(picture.encode().startswith(b"\x89PNG") for picture in pictures)
     assert device.startswith("cpu ")
+
+
+def test_the_device_is_named_with_the_dtype_that_it_computes_in(prepared):
+    assert load(prepared.info, prepared.info.settings.spec)[1].endswith(" threads, float32")
+
+
+@pytest.mark.parametrize("on_card", [False, True])
+def test_batches_of_the_first_picture_are_measured_where_pictures_are_made(prepared, monkeypatch, on_card):
+    waited = []
+    if on_card:
+        memory = FakeMemory(10)
+        monkeypatch.setattr(memory, "peak", lambda work: len(work()))  # a byte a row; with guidance two a picture
+        monkeypatch.setattr(runtime, "memory_of", lambda device: memory)
+        graphs = FakeGraphs()
+        monkeypatch.setattr(graphs, "wait", lambda: waited.append(True))
+        monkeypatch.setattr(runtime, "graphs_of", lambda device: graphs)
+    found = measure(prepared.info, prepared.info.settings.spec, small_request())
+    assert (found.height, found.width, found.most) == (64, 64, 4 if on_card else None)
+    assert found.tried[0].pictures == 1
+    assert found.advised is not None
+    assert bool(waited) is on_card
 
 
 def test_a_checkpoint_of_another_size_is_refused(prepared, tmp_path):
@@ -167,6 +190,20 @@ def test_without_memory_for_float32_the_picture_fails_for_its_own_reason(prepare
     assert isinstance(failure, GenerationError)
     assert re.search(r"NaN in float64; there is no memory to try it in float32: CUDA out of memory", str(failure))
     assert not half.in_full_precision
+
+
+def test_when_memory_is_full_what_was_recorded_of_the_network_is_given_back(prepared, monkeypatch):
+    told = []
+    monkeypatch.setattr(Pipeline, "release_recordings", lambda pipeline: told.append("released"))
+    generate, _ = load(prepared.info, prepared.info.settings.spec)
+
+    def full(pipeline, requests):
+        raise RuntimeError("HIP out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(Pipeline, "attempt", full)
+    with pytest.raises(NoMemoryError, match="HIP out of memory"):
+        generate([small_request()] * 2)
+    assert told == ["released"]
 
 
 def test_torchs_lack_of_memory_is_named_whatever_torch_calls_it():

@@ -85,6 +85,30 @@ def test_an_operator_that_is_missing_is_no_error(monkeypatch, caplog):
     assert "cpu does not compute in torch.float32: \"layer_norm\" not implemented for 'Half'" in caplog.text
 
 
+has_fused = pytest.mark.skipif(
+    not hasattr(functional, "scaled_dot_product_attention"), reason="this torch has no fused attention"
+)
+
+
+@has_fused
+@pytest.mark.parametrize(("taken", "expected"), [(2**20, False), (2**25, True)])
+def test_attention_that_takes_the_memory_of_all_scores_is_found(taken, expected):
+    """8 heads of 1024 places have 16 MiB of scores in half precision, and 0.6 MiB of outcome."""
+    made = []
+
+    def peak(work):
+        made.append(work())
+        return taken
+
+    assert trial.writes_all_scores(CPU, torch.bfloat16, peak) is expected
+    assert made[0].shape == (1, 8, 1024, 40)
+
+
+def test_without_fused_attention_there_is_nothing_to_find(monkeypatch):
+    monkeypatch.delattr(functional, "scaled_dot_product_attention", raising=False)
+    assert not trial.writes_all_scores(CPU, torch.float32, lambda work: 2**40)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_float16_is_right_on_a_card(channels_last):

@@ -67,6 +67,11 @@ def test_a_torch_without_the_fused_kernel_has_plain_ways(monkeypatch: pytest.Mon
     assert attention_kernel("cpu", torch.float32, trains=False) is attend_in_slices
 
 
+def test_a_fused_kernel_that_needs_the_memory_of_all_scores_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "UNSLICED", {"xpu"})
+    assert attention_kernel("xpu", torch.float16, trains=False) is attend_in_slices
+
+
 @pytest.mark.parametrize(("places", "words"), [(16, 16), (64, 7)])
 def test_attention_is_the_weighted_mean_of_its_definition(places: int, words: int) -> None:
     q, k, v = qkv(places, words)
