@@ -20,6 +20,7 @@ from ldm.inference.spec import GenerationRequest
 
 if TYPE_CHECKING:
     from ldm.inference.censor import Censor
+    from ldm.inference.images import Pixels
     from ldm.inference.pipeline import Attempted, GeneratedImage, Pipeline
 
 log = logging.getLogger(__name__)
@@ -32,13 +33,18 @@ def load(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
     pipeline = load_pipeline(info, spec).with_censor(_censor(info.model, spec))
     device = device_of(pipeline)
     log.info("on %s, %d cards seen", device, visible_cards())
+    return generate_with(pipeline, info), device
+
+
+def generate_with(pipeline: Pipeline, info: RunInfo) -> Generate:
+    """What makes the pictures of a run with a pipeline that is loaded."""
 
     def generate(requests: Sequence[GenerationRequest]) -> List[Union[Picture, GenerationError]]:
         with naming_lack_of_memory(len(requests), pipeline.spare_memory):
             attempted = pipeline.attempt(requests)
         return [picture_or_second_try(*each, pipeline, info) for each in zip(requests, attempted)]
 
-    return generate, device
+    return generate
 
 
 def load_pipeline(info: RunInfo, spec: JobSpec) -> Pipeline:
@@ -136,13 +142,15 @@ def check_unchanged(model: RunModel) -> None:
 
 def to_picture(image: GeneratedImage, info: RunInfo) -> Picture:
     """The file of a picture with its parameters inside; none for one that the safety policy dropped."""
+    encode = None if image.pixels is None else functools.partial(_encode, image.request, image.pixels, info)
+    return Picture(encode=encode, flagged=image.flagged, seconds=image.seconds)
+
+
+def _encode(request: GenerationRequest, pixels: Pixels, info: RunInfo) -> bytes:
     from ldm.inference.images import encode
 
-    if image.pixels is None:
-        return Picture(data=None, flagged=image.flagged, seconds=image.seconds)
-    text = parameters_text(image.request, model=info.model.name, checkpoint_sha256=info.model.checkpoint_sha256)
-    data = encode(image.pixels, info.settings.spec.format, text, quality=info.settings.spec.quality)
-    return Picture(data=data, flagged=image.flagged, seconds=image.seconds)
+    text = parameters_text(request, model=info.model.name, checkpoint_sha256=info.model.checkpoint_sha256)
+    return encode(pixels, info.settings.spec.format, text, quality=info.settings.spec.quality)
 
 
 def _censor(model: RunModel, spec: JobSpec) -> Optional[Censor]:

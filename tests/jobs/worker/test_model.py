@@ -69,7 +69,7 @@ def test_the_model_is_loaded_once_and_says_its_device(prepared):
     generate, device = load(prepared.info, prepared.info.settings.spec)
     pictures = generate([image.request for image in prepared.run.shard(0).images])
     assert len(pictures) == 2
-    assert all((picture.data or b"").startswith(b"\x89PNG") for picture in pictures)
+    assert all(picture.encode().startswith(b"\x89PNG") for picture in pictures)
     assert device.startswith("cpu ")
 
 
@@ -119,13 +119,13 @@ def test_a_checkpoint_that_is_gone_is_named(prepared):
 def test_a_dropped_picture_has_no_file(prepared):
     image = GeneratedImage(request=GenerationRequest(prompt="a"), pixels=None, seconds=0.5, flagged=True)
     picture = to_picture(image, prepared.info)
-    assert (picture.data, picture.flagged, picture.seconds) == (None, True, 0.5)
+    assert (picture.encode, picture.flagged, picture.seconds) == (None, True, 0.5)
 
 
 def test_a_picture_keeps_its_pixels(prepared):
     pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
     image = GeneratedImage(request=GenerationRequest(prompt="a"), pixels=pixels, seconds=0.5)
-    with Image.open(io.BytesIO(to_picture(image, prepared.info).data or b"")) as decoded:
+    with Image.open(io.BytesIO(to_picture(image, prepared.info).encode())) as decoded:
         assert np.array_equal(np.asarray(decoded), pixels)
 
 
@@ -133,7 +133,7 @@ def test_a_picture_keeps_its_pixels(prepared):
 def test_a_picture_is_in_the_format_of_the_job(tmp_path, format):
     info = prepare(tmp_path, f"format={format}", "quality=80").info
     image = GeneratedImage(request=GenerationRequest(prompt="a"), pixels=np.zeros((8, 8, 3), np.uint8), seconds=0.5)
-    data = to_picture(image, info).data or b""
+    data = to_picture(image, info).encode()
     assert data == encode(image.pixels, format, read_parameters(io.BytesIO(data)), quality=80)
     assert parse_infotext(read_parameters(io.BytesIO(data))).prompt == "a"
 
@@ -164,7 +164,7 @@ def test_a_picture_that_overflows_in_half_precision_is_made_in_float32_and_says_
     (attempted,) = half.attempt([small_request()])
     picture = picture_or_second_try(small_request(), attempted, half, prepared.info)
     assert picture.note == "made in float32: seed 1, prompt 'a cat': the model gave NaN in float64"
-    with Image.open(io.BytesIO(picture.data)) as decoded:
+    with Image.open(io.BytesIO(picture.encode())) as decoded:
         assert decoded.size == (64, 64)
     assert not half.in_full_precision
 

@@ -312,7 +312,7 @@ def test_a_process_stops_before_a_batch_that_would_not_end_in_time(tmp_path, mod
     assert [len(batch) for batch in model.batches] == [2], "the first is always tried"
     [process] = attendances(prepared)
     assert process.end is End.OUT_OF_TIME
-    assert re.fullmatch(r"[45] s are left and the next batch needs 10 s", process.message)
+    assert re.fullmatch(r"[45] s are left and the next batch needs 1\d s", process.message)
 
 
 def test_a_limit_too_short_for_one_batch_is_an_error_and_no_endless_round(tmp_path, monkeypatch):
