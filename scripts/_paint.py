@@ -27,7 +27,12 @@ from ldm.inference.weightfile import model_hash
 from ldm.models.diffusion.sampler import Sampler
 from scripts._options import Order
 
-LABELS = {SamplerName.DDIM: "DDIM", SamplerName.PLMS: "PLMS", SamplerName.DPM_SOLVER: "DPM-Solver"}
+LABELS = {
+    SamplerName.DDIM: "DDIM",
+    SamplerName.PLMS: "PLMS",
+    SamplerName.DPM_SOLVER: "DPM-Solver",
+    SamplerName.LCM: "LCM",
+}
 
 
 def paint(order: Order) -> None:
@@ -145,6 +150,7 @@ class Studio:
                 eta=config.eta,
                 x_T=x,
                 strength_steps=steps,
+                shortcuts=config.shortcuts,
                 callback=advance,
                 verbose=False,
             )
