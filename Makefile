@@ -53,9 +53,10 @@ check: lint type test-quick  ## what must pass before a commit
 golden: .venv/test.stamp  ## rewrite the golden files of generated text; read the diff
 	UPDATE_GOLDEN=1 $(IN_VENV) pytest -k golden
 
-bench: .venv/test.stamp .venv-peers/peers.stamp  ## measure loading, the batch system in small, the networks against diffusers
+bench: .venv/test.stamp .venv-peers/peers.stamp  ## measure loading, a worker's overhead, the batch system in small, the networks against diffusers
 	tools/apt.sh tests/apt-packages.txt
 	$(IN_VENV) python benchmarks/load.py
+	$(IN_VENV) python benchmarks/overhead.py
 	$(IN_VENV) python benchmarks/cluster.py
 	$(IN_VENV) python benchmarks/speed.py $(BENCH)
 
