@@ -79,7 +79,7 @@ def load(order: Order) -> Pipeline:
         print(f"Took {pipeline.report.which_weights}")
     network = sum(parameter.numel() for parameter in pipeline.model.model.parameters())
     side = shape.first_stage_size // shape.factor
-    width = pipeline.model.first_stage_model.encoder.conv_out.in_channels
+    width = pipeline.model.first_stage_model.encoder.norm_out.num_channels
     attention = f"making attention of type 'vanilla' with {width} in_channels"
     print("LatentDiffusion: Running in eps-prediction mode")
     print(f"DiffusionWrapper has {network * 1e-6:,.2f} M params.")
