@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Dict, Iterable, List, Optional, Pattern, Tuple
 
 from ldm.errors import ConfigError, RequestError
-from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName
+from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName, Shortcuts
 
 REHEARSAL = "rehearsal"  # a model that paints coloured cards, without torch or weights
 REHEARSAL_SIZE = 64  # px
@@ -59,6 +59,9 @@ class JobSpec:
     steps: int = 50
     guidance_scale: Optional[float] = None  # None: the model's; 7.5 for SD v1
     eta: float = 0.0
+    cache_interval: int = 1  # docs/shortcuts.md has what these three cost and give
+    guidance_until: float = 1.0
+    merge_tokens: float = 0.0
     format: str = "png"
     quality: int = 95  # of jpeg and webp, 1 to 100
     output: str = "folder"  # or webdataset: one tar a shard
@@ -183,7 +186,13 @@ def template_request(spec: JobSpec, *, size: int, guidance_scale: float) -> Gene
             seed=spec.seed,
             height=size if spec.height is None else spec.height,
             width=size if spec.width is None else spec.width,
-            sampler=SamplerConfig(name=sampler, steps=spec.steps, guidance_scale=scale, eta=spec.eta),
+            sampler=SamplerConfig(
+                name=sampler,
+                steps=spec.steps,
+                guidance_scale=scale,
+                eta=spec.eta,
+                shortcuts=Shortcuts(spec.cache_interval, spec.guidance_until, spec.merge_tokens),
+            ),
         )
     except RequestError as error:
         raise ConfigError(f"{error} (from the job's settings)") from error

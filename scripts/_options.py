@@ -23,7 +23,7 @@ from ldm.inference.models import (
 )
 from ldm.inference.prompts import read_lines
 from ldm.inference.safety_folder import find_weights
-from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName, check_size
+from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName, Shortcuts, check_size
 from ldm.inference.weightfile import UseEma, recognise
 
 WATERMARK_LEAST_SIZE = 256  # px a side, below which the watermark has no room
@@ -55,6 +55,7 @@ class OptionParser(argparse.ArgumentParser):
         self.picture = self.add_argument_group("the picture")
         add_picture_options(self.picture)
         add_sampling_options(self.add_argument_group("sampling"), scale)
+        add_shortcut_options(self.add_argument_group("shortcuts: faster, but another picture (docs/shortcuts.md)"))
         add_output_options(self.add_argument_group("what is written"))
         self.model = self.add_argument_group("the model")
         add_model_options(self.model)
@@ -87,6 +88,9 @@ def add_sampling_options(group: argparse._ArgumentGroup, scale: float) -> None:
     group.add_argument("--plms", action="store_true", help="sample with PLMS; the default is DDIM")
     group.add_argument("--dpm_solver", action="store_true", help="sample with DPM-Solver++, whatever else is said")
     group.add_argument(
+        "--lcm", dest="by_lcm", action="store_true", help="sample with LCM: for weights distilled for it, 4 to 8 steps"
+    )
+    group.add_argument(
         "--ddim_eta", type=float, default=0.0, metavar="ETA", help="fresh noise in DDIM, 0 to 1 (default: %(default)s)"
     )
     group.add_argument(
@@ -100,6 +104,19 @@ def add_sampling_options(group: argparse._ArgumentGroup, scale: float) -> None:
         help="full is float32; autocast what is fast on the device (default: %(default)s)",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, gpu or dcu (default: %(default)s)")
+
+
+def add_shortcut_options(group: argparse._ArgumentGroup) -> None:
+    """What may be left out of the work."""
+    group.add_argument(
+        "--cache-interval", type=int, default=1, metavar="N", help="run the deep blocks in one step of N, 1 to 5"
+    )
+    group.add_argument(
+        "--guidance-until", type=float, default=1.0, metavar="SHARE", help="guide this share of the steps alone"
+    )
+    group.add_argument(
+        "--merge-tokens", type=float, default=0.0, metavar="SHARE", help="merge places of large maps, 0 to 0.75 of them"
+    )
 
 
 def add_output_options(group: argparse._ArgumentGroup) -> None:
@@ -198,19 +215,30 @@ def find_template(options: argparse.Namespace, shape: ModelShape, *, scale: floa
     check_size("width", picture["width"], shape.size_multiple)
     check_watermark(options, min(picture["height"], picture["width"]))
     check_outdir(options)
-    named = SamplerName.PLMS if options.plms else SamplerName.DDIM
     return GenerationRequest(
         prompt=check_text(options.prompt),
         negative_prompt=check_text(options.negative_prompt),
         seed=options.seed,
         sampler=SamplerConfig(
-            name=SamplerName.DPM_SOLVER if options.dpm_solver else named,
+            name=find_sampler(options),
             steps=options.ddim_steps,
             guidance_scale=scale if options.scale is None else options.scale,
             eta=options.ddim_eta,
+            shortcuts=Shortcuts(options.cache_interval, options.guidance_until, options.merge_tokens),
         ),
         **picture,
     )
+
+
+def find_sampler(options: argparse.Namespace) -> SamplerName:
+    """The sampler asked for; DPM-Solver++ wins, as in the original."""
+    asked = {
+        SamplerName.DPM_SOLVER: options.dpm_solver,
+        SamplerName.LCM: options.by_lcm,
+        SamplerName.PLMS: options.plms,
+        SamplerName.DDIM: True,
+    }
+    return next(name for name, is_asked in asked.items() if is_asked)
 
 
 def check_text(words: str) -> str:

@@ -27,7 +27,12 @@ from ldm.inference.weightfile import model_hash
 from ldm.models.diffusion.sampler import Sampler
 from scripts._options import Order
 
-LABELS = {SamplerName.DDIM: "DDIM", SamplerName.PLMS: "PLMS", SamplerName.DPM_SOLVER: "DPM-Solver"}
+LABELS = {
+    SamplerName.DDIM: "DDIM",
+    SamplerName.PLMS: "PLMS",
+    SamplerName.DPM_SOLVER: "DPM-Solver",
+    SamplerName.LCM: "LCM",
+}
 
 
 def paint(order: Order) -> None:
@@ -74,7 +79,7 @@ def load(order: Order) -> Pipeline:
         print(f"Took {pipeline.report.which_weights}")
     network = sum(parameter.numel() for parameter in pipeline.model.model.parameters())
     side = shape.first_stage_size // shape.factor
-    width = pipeline.model.first_stage_model.encoder.conv_out.in_channels
+    width = pipeline.model.first_stage_model.encoder.norm_out.num_channels
     attention = f"making attention of type 'vanilla' with {width} in_channels"
     print("LatentDiffusion: Running in eps-prediction mode")
     print(f"DiffusionWrapper has {network * 1e-6:,.2f} M params.")
@@ -145,6 +150,7 @@ class Studio:
                 eta=config.eta,
                 x_T=x,
                 strength_steps=steps,
+                shortcuts=config.shortcuts,
                 callback=advance,
                 verbose=False,
             )

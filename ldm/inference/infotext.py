@@ -26,6 +26,7 @@ SAMPLER_LABELS = {
     SamplerName.DDIM: "DDIM",
     SamplerName.PLMS: "PLMS",
     SamplerName.DPM_SOLVER: "DPM-Solver++ 2M (CompVis)",
+    SamplerName.LCM: "LCM",
 }
 
 KEY_ORDER = (
@@ -52,6 +53,7 @@ def describe(request: GenerationRequest, extra: Mapping[str, str | None] | None 
     RNG is CPU because a request's noise is drawn there: A1111, set so, draws the same for the same seed.
     """
     sampler, init = request.sampler, request.init
+    shortcuts = sampler.shortcuts
     values: dict[str, str | None] = {
         "Steps": str(sampler.steps),
         "Sampler": SAMPLER_LABELS[sampler.name],
@@ -63,6 +65,9 @@ def describe(request: GenerationRequest, extra: Mapping[str, str | None] | None 
         "Init image hash": None if init is None else init.sha256[:10],
         "RNG": "CPU",
         "Eta DDIM": _number(sampler.eta) if sampler.eta else None,
+        "DeepCache interval": str(shortcuts.cache_interval) if shortcuts.cache_interval > 1 else None,
+        "Guidance until": _number(shortcuts.guidance_until) if shortcuts.guidance_until < 1 else None,
+        "Token merging ratio": _number(shortcuts.merge_tokens) if shortcuts.merge_tokens else None,
         **(extra or {}),
     }
     keys = [key for key in KEY_ORDER if key in values] + [key for key in values if key not in KEY_ORDER]

@@ -31,7 +31,8 @@ from ldm.inference.spec import GenerationRequest, InitImage, SamplerConfig, Samp
 from ldm.inference.transfer import send_draw
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
-from ldm.models.diffusion.guidance import guided
+from ldm.models.diffusion.guidance import guided, last_guided, network
+from ldm.models.diffusion.lcm import LCMSampler
 from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.sampler import DrawNoise, Sampler, run
 from ldm.modules.encoders.modules import FrozenCLIPEmbedder
@@ -43,6 +44,7 @@ SAMPLERS = {
     SamplerName.DDIM: DDIMSampler,
     SamplerName.PLMS: PLMSSampler,
     SamplerName.DPM_SOLVER: DPMSolverSampler,
+    SamplerName.LCM: LCMSampler,
 }
 TEXTS_KEPT = 256  # 0.1 MiB each for SD v1
 INIT_LATENTS_KEPT = 16
@@ -266,9 +268,8 @@ class Pipeline:
         """The network's noise (B,C,h,w), once, with the numbers that so many pictures like this one go in with."""
         rows = pictures if request.sampler.guidance_scale == 1.0 else 2 * pictures
         x = send_draw(noise_for([request.seed] * rows, self._latent_shape(request)), self.model.device)
-        t = torch.full((rows,), self.model.num_timesteps - 1, dtype=torch.int64, device=x.device)
-        noise: Tensor = self.model.apply_model(x, t, self.encode_text([request.prompt] * rows))
-        return noise
+        run_once = network(self.model, request.sampler.shortcuts)
+        return run_once(x, float(self.model.num_timesteps - 1), self.encode_text([request.prompt] * rows))
 
     def _latent_shape(self, request: GenerationRequest) -> Tuple[int, int, int]:
         return self.model.channels, request.height // self.factor, request.width // self.factor
@@ -286,8 +287,9 @@ class Pipeline:
             x, table = sampler.stochastic_encode(clean, steps, noise=x), table.last(steps)
         cond = self.encode_text([request.prompt for request in batch])
         uncond = self.encode_text([request.negative_prompt for request in batch])
-        predict = guided(self.model.apply_model, cond, uncond, config.guidance_scale)
-        draw: DrawNoise = noise.draw_like if config.eta else torch.zeros_like
+        until = last_guided(table, config.shortcuts.guidance_until)
+        predict = guided(network(self.model, config.shortcuts), cond, uncond, config.guidance_scale, until)
+        draw: DrawNoise = noise.draw_like if config.eta or sampler.adds_noise else torch.zeros_like
         steps_taken = sampler.steps(predict, table, eta=config.eta, draw_noise=draw)
         return run(steps_taken, x, on_step=None if on_step is None else lambda i, _: on_step(i + 1, len(table)))
 

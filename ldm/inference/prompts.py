@@ -49,10 +49,14 @@ FIELDS = {
     "schedule": TEXT,
     "guidance_scale": NUMBER,
     "eta": NUMBER,
+    "cache_interval": WHOLE,
+    "guidance_until": NUMBER,
+    "merge_tokens": NUMBER,
     "init": TEXT,
     "strength": NUMBER,
 }
-SAMPLER_FIELDS = ("sampler", "steps", "guidance_scale", "eta", "schedule")
+SHORTCUT_FIELDS = ("cache_interval", "guidance_until", "merge_tokens")
+SAMPLER_FIELDS = ("sampler", "steps", "guidance_scale", "eta", "schedule", *SHORTCUT_FIELDS)
 PARTS_KEPT = 1024  # many lines have few samplers, and start from few init images; each of those is read once
 
 
@@ -113,7 +117,7 @@ def build_request(
         seed=fields.get("seed", template.seed),
         height=fields.get("height", template.height),
         width=fields.get("width", template.width),
-        sampler=_sampler(template.sampler, *(fields.get(name) for name in SAMPLER_FIELDS)),
+        sampler=_sampler(template.sampler, tuple((name, fields[name]) for name in SAMPLER_FIELDS if name in fields)),
         init=_init_image(fields, folder, digest) if asks_init else template.init,
     )
 
@@ -230,24 +234,15 @@ def _check_text(name: str, text: str) -> None:
 
 
 @functools.lru_cache(maxsize=PARTS_KEPT)
-def _sampler(
-    base: SamplerConfig,
-    name: Optional[str],
-    steps: Optional[int],
-    guidance_scale: Optional[float],
-    eta: Optional[float],
-    schedule: Optional[str],
-) -> SamplerConfig:
-    """`base` with what is given in place of its own."""
-    changes: Dict[str, Any] = {
-        "name": None if name is None else _member(SamplerName, "sampler", name),
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "eta": eta,
-        "schedule": None if schedule is None else _member(Spacing, "schedule", schedule),
-    }
-    given = {field: value for field, value in changes.items() if value is not None}
-    return dataclasses.replace(base, **given)
+def _sampler(base: SamplerConfig, given: Tuple[Tuple[str, Any], ...]) -> SamplerConfig:
+    """`base` with the given fields in place of its own."""
+    changes = dict(given)
+    shortcuts = {name: changes.pop(name) for name in SHORTCUT_FIELDS if name in changes}
+    if "sampler" in changes:
+        changes["name"] = _member(SamplerName, "sampler", changes.pop("sampler"))
+    if "schedule" in changes:
+        changes["schedule"] = _member(Spacing, "schedule", changes["schedule"])
+    return dataclasses.replace(base, **changes, shortcuts=dataclasses.replace(base.shortcuts, **shortcuts))
 
 
 def _member(kind: Any, name: str, value: str) -> Any:

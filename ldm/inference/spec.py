@@ -20,6 +20,11 @@ SIZE_MULTIPLE = 8  # the first stage of SD v1 shrinks each side by 8
 SIZE_LIMIT = 4096
 SEED_LIMIT = 2**32
 
+CACHE_INTERVALS = (1, 5)  # beyond, little is left to gain
+MOST_MERGED = 0.75  # of the tokens: one in four is merged into
+LCM_STEPS = 50  # of the schedule that consistency models are taught (Luo et al. 2023: 1000 timesteps, every 20th)
+
+REALS = ("guidance_scale", "eta", "guidance_until", "merge_tokens")  # of a sampler's fields
 PARTS_KEPT = 1024  # texts of samplers and init images, of which the many requests of a plan have few
 
 
@@ -29,6 +34,7 @@ class SamplerName(enum.Enum):
     DDIM = "ddim"
     PLMS = "plms"
     DPM_SOLVER = "dpm_solver"
+    LCM = "lcm"
 
 
 class Spacing(enum.Enum):
@@ -36,6 +42,35 @@ class Spacing(enum.Enum):
 
     UNIFORM = "uniform"
     QUAD = "quad"
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """Work that is left out at the price of another picture; none by default.
+
+    `cache_interval`: the deep blocks of the network are run in one step of so many, 1 in every one. `guidance_until`:
+    the share of the steps, the noisiest first, that are guided. `merge_tokens`: the share of the places of a large map
+    that are merged with a place like them before they attend to each other.
+    """
+
+    cache_interval: int = 1
+    guidance_until: float = 1.0
+    merge_tokens: float = 0.0
+
+    def __post_init__(self) -> None:
+        least, most = CACHE_INTERVALS
+        if not least <= self.cache_interval <= most:
+            raise RequestError(f"cache_interval must be in {least}..{most} (1 = off), got {self.cache_interval}")
+        if not 0.0 < self.guidance_until <= 1.0:
+            raise RequestError(
+                f"guidance_until must be above 0 and at most 1 (1.0 = every step), got {self.guidance_until}; "
+                "guidance_scale=1.0 guides no step"
+            )
+        if not 0.0 <= self.merge_tokens <= MOST_MERGED:
+            raise RequestError(f"merge_tokens must be in 0..{MOST_MERGED} (0 = off), got {self.merge_tokens}")
+
+
+NO_SHORTCUTS = Shortcuts()
 
 
 @dataclass(frozen=True)
@@ -47,19 +82,27 @@ class SamplerConfig:
     guidance_scale: float = 7.5
     eta: float = 0.0
     schedule: Spacing = Spacing.UNIFORM
+    shortcuts: Shortcuts = NO_SHORTCUTS
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
             raise RequestError(f"steps must be in 1..1000, got {self.steps}")
+        if self.name is SamplerName.LCM and self.steps > LCM_STEPS:
+            raise RequestError(f"steps must be in 1..{LCM_STEPS} for sampler 'lcm', got {self.steps}; 4 to 8 are usual")
         if not 0.0 <= self.guidance_scale <= 100.0:
             raise RequestError(f"guidance_scale must be in 0..100 (1.0 = off), got {self.guidance_scale}")
         if not 0.0 <= self.eta <= 1.0:
             raise RequestError(f"eta must be in 0..1, got {self.eta}")
         if self.eta and self.name is not SamplerName.DDIM:
-            raise RequestError(f"eta={self.eta} needs sampler 'ddim'; {self.name.value!r} adds no noise")
-        if self.schedule is not Spacing.UNIFORM and self.name is SamplerName.DPM_SOLVER:
+            raise RequestError(f"eta={self.eta} needs sampler 'ddim'; {self.name.value!r} takes none")
+        if self.schedule is not Spacing.UNIFORM and self.name in (SamplerName.DPM_SOLVER, SamplerName.LCM):
             raise RequestError(
-                f"schedule={self.schedule.value!r} needs sampler 'ddim' or 'plms'; 'dpm_solver' has steps of its own"
+                f"schedule={self.schedule.value!r} needs sampler 'ddim' or 'plms'; "
+                f"{self.name.value!r} has steps of its own"
+            )
+        if self.shortcuts.guidance_until < 1.0 and self.guidance_scale == 1.0:
+            raise RequestError(
+                f"guidance_until={self.shortcuts.guidance_until} needs guidance; guidance_scale 1.0 is none"
             )
 
 
@@ -168,9 +211,12 @@ def from_json(values: Dict[str, Any]) -> GenerationRequest:
     sampler = dict(values.pop("sampler"))
     sampler["name"] = SamplerName(sampler["name"])
     sampler["schedule"] = Spacing(sampler["schedule"])
+    shortcuts = {name: sampler.pop(name) for name in vars(NO_SHORTCUTS) if name in sampler}
     init = values.pop("init")
     return GenerationRequest(
-        sampler=SamplerConfig(**sampler), init=None if init is None else InitImage(**init), **values
+        sampler=SamplerConfig(**sampler, shortcuts=Shortcuts(**shortcuts)),
+        init=None if init is None else InitImage(**init),
+        **values,
     )
 
 
@@ -185,8 +231,7 @@ def _text(request: GenerationRequest, init: str, quoted: Callable[[str], str]) -
 @functools.lru_cache(maxsize=PARTS_KEPT)
 def _sampler_text(sampler: SamplerConfig) -> str:
     """One text for equal samplers, whichever was asked for first: 7, 7.0 and -0.0, 0.0 are equal."""
-    values = _sampler_values(sampler)
-    return _dumps({**values, "guidance_scale": sampler.guidance_scale + 0.0, "eta": sampler.eta + 0.0})
+    return _dumps({name: value + 0.0 if name in REALS else value for name, value in _sampler_values(sampler).items()})
 
 
 @functools.lru_cache(maxsize=PARTS_KEPT)
@@ -198,7 +243,12 @@ def _init_text(init: Optional[InitImage], *, with_path: bool) -> str:
 
 
 def _sampler_values(sampler: SamplerConfig) -> Dict[str, Any]:
-    return {**vars(sampler), "name": sampler.name.value, "schedule": sampler.schedule.value}
+    """The fields, and those of the shortcuts that are taken: what takes none is written as before there were any."""
+    usual = vars(NO_SHORTCUTS)
+    taken = {name: value for name, value in vars(sampler.shortcuts).items() if value != usual[name]}
+    values = {**vars(sampler), "name": sampler.name.value, "schedule": sampler.schedule.value, **taken}
+    del values["shortcuts"]
+    return values
 
 
 def _dumps(values: Dict[str, Any]) -> str:

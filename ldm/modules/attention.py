@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldm.modules.processor import AMX_BF16, processor_flags
+from ldm.modules.token_merging import TokenMerging
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -128,10 +129,16 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, context: Optional[Tensor] = None) -> Tensor:
-        x = x + self.attn1(self.norm1(x))
+    def forward(self, x: Tensor, context: Optional[Tensor] = None, merging: Optional[TokenMerging] = None) -> Tensor:
+        x = x + self._attend_to_itself(self.norm1(x), merging)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
+
+    def _attend_to_itself(self, x: Tensor, merging: Optional[TokenMerging]) -> Tensor:
+        if merging is None:
+            return self.attn1(x)
+        matching = merging.match(x)
+        return matching.unmerge(self.attn1(matching.merge(x)))
 
 
 class SpatialTransformer(nn.Module):
@@ -158,11 +165,13 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = zeroed(nn.Conv2d(inner, in_channels, 1))
 
-    def forward(self, x: Tensor, context: Optional[Tensor] = None) -> Tensor:
+    def forward(self, x: Tensor, context: Optional[Tensor] = None, merging: Optional[TokenMerging] = None) -> Tensor:
         height, width = x.shape[2:]
+        if merging is not None and not merging.suits(height, width):
+            merging = None
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)
         for block in self.transformer_blocks:
-            tokens = block(tokens, context)
+            tokens = block(tokens, context, merging)
         return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, (height, width)))
 
 

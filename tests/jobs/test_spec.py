@@ -6,7 +6,7 @@ import pytest
 
 from jobs.spec import ClusterProfile, JobSpec, template_request
 from ldm.errors import ConfigError
-from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName
+from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName, Shortcuts
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName
         ({"precision": "half"}, "precision must be one of full, autocast, got 'half'"),
         ({"device": "tpu"}, "device must be one of auto, cpu, gpu, dcu, got 'tpu'"),
         ({"safety": "none"}, "safety must be one of keep, blur, black, drop, off, got 'none'"),
-        ({"sampler": "euler"}, "sampler must be one of ddim, plms, dpm_solver, got 'euler'"),
+        ({"sampler": "euler"}, "sampler must be one of ddim, plms, dpm_solver, lcm, got 'euler'"),
     ],
 )
 def test_a_job_that_cannot_be_is_refused(values, message):
@@ -73,6 +73,14 @@ def test_the_template_says_what_the_job_says():
     sampler = SamplerConfig(SamplerName.DDIM, steps=9, guidance_scale=2.0, eta=0.5)
     expected = GenerationRequest(prompt="", negative_prompt="blurry", seed=7, height=64, width=64, sampler=sampler)
     assert template_request(spec, size=64, guidance_scale=3.0) == expected
+
+
+def test_the_template_leaves_out_what_the_job_leaves_out():
+    spec = JobSpec(cache_interval=3, guidance_until=0.5, merge_tokens=0.25)
+    shortcuts = template_request(spec, size=64, guidance_scale=3.0).sampler.shortcuts
+    assert shortcuts == Shortcuts(cache_interval=3, guidance_until=0.5, merge_tokens=0.25)
+    with pytest.raises(ConfigError, match=r"^cache_interval must be in 1..5 .*, got 6 \(from the job's settings\)$"):
+        template_request(JobSpec(cache_interval=6), size=64, guidance_scale=3.0)
 
 
 def test_settings_that_no_picture_can_have_are_an_error_of_the_settings():

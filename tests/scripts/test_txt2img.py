@@ -15,6 +15,7 @@ from ldm.inference.images import make_grid, read_parameters, read_picture, to_pi
 from ldm.inference.infotext import parse_infotext
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
+from ldm.models.diffusion.lcm import LCMSampler
 from ldm.models.diffusion.plms import PLMSSampler
 from scripts import img2img, txt2img
 from tests.ldm.inference.test_safety import put_checker, random_weights
@@ -75,7 +76,12 @@ def test_the_grid_shows_all_pictures_a_batch_in_a_row(script, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "sampler_class"),
-    [((), DDIMSampler), (("--plms",), PLMSSampler), (("--plms", "--dpm_solver"), DPMSolverSampler)],
+    [
+        ((), DDIMSampler),
+        (("--plms",), PLMSSampler),
+        (("--plms", "--dpm_solver"), DPMSolverSampler),
+        (("--plms", "--lcm"), LCMSampler),
+    ],
 )
 def test_random_numbers_are_drawn_as_the_original_draws_them(script, tmp_path, options, sampler_class):
     assert script("--prompt", CAT, "--n_samples", 2, *options)[0] == 0
@@ -168,6 +174,19 @@ def test_each_picture_tells_how_it_was_made(script, tmp_path):
     assert read_parameters(tmp_path / "out/grid-0000.png").startswith(CAT)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "key"),
+    [("--cache-interval", 2, "DeepCache interval"), ("--guidance-until", 0.5, "Guidance until")],
+)
+def test_a_shortcut_changes_the_picture_and_is_told(script, tmp_path, option, value, key):
+    for options in ((), (option, value)):
+        assert script("--n_iter", 1, "--n_samples", 1, *options, steps=4)[0] == 0
+    plain, short = samples(tmp_path / "out")
+    assert not same(plain, short)
+    told = [parse_infotext(read_parameters(tmp_path / f"out/samples/0000{i}.png")).parameters.get(key) for i in (0, 1)]
+    assert told == [None, str(value)]
+
+
 def test_a_negative_prompt_changes_the_picture(script, tmp_path):
     script("--n_iter", 1, "--n_samples", 1)
     script("--n_iter", 1, "--n_samples", 1, "--negative-prompt", "a dog in the rain")
@@ -195,7 +214,8 @@ def test_every_option_of_the_original_has_its_default():
         "f": None, "n_samples": 3, "n_rows": 0, "scale": None, "from_file": None, "config": None, "ckpt": None,
         "seed": 42, "precision": "autocast",
         "model": "sd-v1", "negative_prompt": "", "clip": None, "safety_checker": None, "device": "auto",
-        "watermark": False, "use_ema": "auto",
+        "watermark": False, "use_ema": "auto", "by_lcm": False, "cache_interval": 1, "guidance_until": 1.0,
+        "merge_tokens": 0.0,
     }  # fmt: skip
 
 

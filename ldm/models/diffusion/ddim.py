@@ -7,7 +7,7 @@ from typing import List
 from torch import Tensor
 
 from ldm.models.diffusion.guidance import NoisePredictor
-from ldm.models.diffusion.sampler import DrawNoise, Sampler, Step, Stepped, at_timestep, stepped
+from ldm.models.diffusion.sampler import DrawNoise, Sampler, Step, Stepped, stepped
 from ldm.models.diffusion.steps import follow
 from ldm.modules.diffusionmodules.schedule import StepTable, ddim_sigmas
 
@@ -24,11 +24,11 @@ class DDIMSampler(Sampler):
         sigmas = ddim_sigmas(table, eta)
 
         def step(i: int) -> Step:
-            predict = at_timestep(predict_noise, float(table.timesteps[i]))
+            t = float(table.timesteps[i])
             alpha, alpha_next, sigma = float(table.alpha[i]), float(table.alpha_next[i]), float(sigmas[i])
 
             def take(x: Tensor) -> Stepped:
-                noise = predict(x)
+                noise = predict_noise(x, t)
                 x_next = follow(x, noise, alpha, alpha_next, sigma) + sigma * draw_noise(x)
                 return stepped(x, x_next, noise, alpha)
 

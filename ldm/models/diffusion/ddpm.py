@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
+from ldm.modules.deep_cache import DeepCache
 from ldm.modules.diffusionmodules.schedule import make_beta_schedule, posterior_tables
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
+from ldm.modules.token_merging import TokenMerging
 from ldm.util import instantiate_from_config
 
 SCHEDULE_BUFFERS = (
@@ -45,8 +47,15 @@ class DiffusionWrapper(nn.Module):
         self.diffusion_model = instantiate_from_config(unet_config)
         self.conditioning_key = conditioning_key
 
-    def forward(self, x: Tensor, t: Tensor, context: Optional[Tensor] = None) -> Tensor:
-        return self.diffusion_model(x, t, context=context)
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Optional[Tensor] = None,
+        cache: Optional[DeepCache] = None,
+        merging: Optional[TokenMerging] = None,
+    ) -> Tensor:
+        return self.diffusion_model(x, t, context=context, cache=cache, merging=merging)
 
 
 class LatentDiffusion(nn.Module):
@@ -154,10 +163,22 @@ class LatentDiffusion(nn.Module):
         """What the network's weights are kept in."""
         return next(self.model.parameters()).dtype
 
-    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Optional[Tensor]) -> Tensor:
-        """noise (B,C,h,w), in x's dtype, from x_noisy (B,C,h,w), t (B,) and cond (B,L,D)."""
+    def apply_model(
+        self,
+        x_noisy: Tensor,
+        t: Tensor,
+        cond: Optional[Tensor],
+        cache: Optional[DeepCache] = None,
+        merging: Optional[TokenMerging] = None,
+    ) -> Tensor:
+        """noise (B,C,h,w), in x's dtype, from x_noisy (B,C,h,w), t (B,) and cond (B,L,D).
+
+        `cache` and `merging` are shortcuts, which change the noise.
+        """
         context = None if cond is None else cond.to(self.dtype)
-        return self.model(x_noisy.to(self.dtype), t, context).to(x_noisy.dtype)
+        # Named only where there are any: what records the network of a card records calls of tensors alone.
+        given = {name: each for name, each in (("cache", cache), ("merging", merging)) if each is not None}
+        return self.model(x_noisy.to(self.dtype), t, context, **given).to(x_noisy.dtype)
 
     def get_learned_conditioning(self, c: List[str]) -> Tensor:
         """(B,L,D) for B prompts."""

@@ -1,26 +1,65 @@
-"""Bind the text to the network, so that a sampler sees nothing but x and t."""
+"""Bind the text to the network, so that a sampler sees nothing but x and t; and leave out what it was asked to."""
 
 from __future__ import annotations
 
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor
 
-# (x (B,C,h,w), t (B,)) -> noise (B,C,h,w)
-NoisePredictor = Callable[[Tensor, Tensor], Tensor]
-# (x (B,C,h,w), t (B,), cond (B,L,D)) -> noise (B,C,h,w)
-ApplyModel = Callable[[Tensor, Tensor, Tensor], Tensor]
+from ldm.inference.spec import NO_SHORTCUTS, Shortcuts
+from ldm.modules.deep_cache import DeepCache
+from ldm.modules.diffusionmodules.schedule import StepTable
+from ldm.modules.token_merging import TokenMerging
+
+# (x (B,C,h,w), t) -> noise (B,C,h,w); the timestep is the same for the whole batch
+NoisePredictor = Callable[[Tensor, float], Tensor]
+# (x (B,C,h,w), t, cond (B,L,D)) -> noise (B,C,h,w)
+Network = Callable[[Tensor, float, Tensor], Tensor]
 
 
-def guided(apply_model: ApplyModel, cond: Tensor, uncond: Optional[Tensor], scale: float) -> NoisePredictor:
-    """Classifier-free guidance (Ho & Salimans 2021, eq. 6); both branches run as one batch. Scale 1.0 is none."""
+def network(model: Any, shortcuts: Shortcuts = NO_SHORTCUTS) -> Network:
+    """The network of a model, with what is left out of it. It is for one run: its cache remembers the step before."""
+    cache = DeepCache(shortcuts.cache_interval) if shortcuts.cache_interval > 1 else None
+    if cache is None and not shortcuts.merge_tokens:
+        return lambda x, t, cond: model.apply_model(x, everywhere(t, x), cond)
+
+    def apply(x: Tensor, t: float, cond: Tensor) -> Tensor:
+        if cache is not None:
+            cache.prepare(t, x.shape[0])
+        height, width = x.shape[2:]
+        merging = TokenMerging(shortcuts.merge_tokens, height, width, int(t)) if shortcuts.merge_tokens else None
+        return model.apply_model(x, everywhere(t, x), cond, cache, merging)
+
+    return apply
+
+
+def guided(
+    network: Network, cond: Tensor, uncond: Optional[Tensor], scale: float, until: float = 0.0
+) -> NoisePredictor:
+    """Classifier-free guidance (Ho & Salimans 2021, eq. 6); both branches run as one batch. Scale 1.0 is none.
+
+    Below timestep `until` there is none either: late steps need it least (Kynkäänniemi et al. 2024).
+    """
     if scale == 1.0 or uncond is None:
-        return lambda x, t: apply_model(x, t, cond)
+        return lambda x, t: network(x, t, cond)
     both = torch.cat([uncond, cond])
 
-    def predict_noise(x: Tensor, t: Tensor) -> Tensor:
-        without, with_text = apply_model(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+    def predict_noise(x: Tensor, t: float) -> Tensor:
+        if t < until:
+            return network(x, t, cond)
+        without, with_text = network(torch.cat([x, x]), t, both).chunk(2)
         return without + scale * (with_text - without)
 
     return predict_noise
+
+
+def last_guided(table: StepTable, share: float) -> float:
+    """The timestep of the last of the first steps of a table, at least one, that make up this share of it."""
+    return float(table.timesteps[max(1, round(share * len(table))) - 1])
+
+
+def everywhere(t: float, x: Tensor) -> Tensor:
+    """A timestep for each row of x (B,C,h,w). A whole one is int64, as in training."""
+    dtype = torch.int64 if float(t).is_integer() else torch.float32
+    return torch.full((x.shape[0],), t, dtype=dtype, device=x.device)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldm.errors import RequestError
 from ldm.models.diffusion.guidance import NoisePredictor
-from ldm.models.diffusion.sampler import DrawNoise, Sampler, Step, Stepped, at_timestep, stepped
+from ldm.models.diffusion.sampler import DrawNoise, Sampler, Step, Stepped, stepped
 from ldm.models.diffusion.steps import adams_bashforth, follow
 from ldm.modules.diffusionmodules.schedule import StepTable
 
@@ -30,15 +30,15 @@ class PLMSSampler(Sampler):
         history: List[Tensor] = []
 
         def step(i: int) -> Step:
-            predict = at_timestep(predict_noise, float(table.timesteps[i]))
-            ahead = at_timestep(predict_noise, float(table.timesteps[min(i + 1, len(table) - 1)]))
+            t = float(table.timesteps[i])
+            t_next = float(table.timesteps[min(i + 1, len(table) - 1)])
             alpha, alpha_next = float(table.alpha[i]), float(table.alpha_next[i])
 
             def take(x: Tensor) -> Stepped:
-                history.insert(0, predict(x))
+                history.insert(0, predict_noise(x, t))
                 if len(history) == 1:
                     draw_noise(x)
-                    noise = (history[0] + ahead(follow(x, history[0], alpha, alpha_next))) / 2
+                    noise = (history[0] + predict_noise(follow(x, history[0], alpha, alpha_next), t_next)) / 2
                 else:
                     noise = adams_bashforth(history)
                 del history[3:]

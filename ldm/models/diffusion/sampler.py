@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ldm.errors import RequestError
-from ldm.models.diffusion.guidance import NoisePredictor, guided
+from ldm.inference.spec import NO_SHORTCUTS, Shortcuts
+from ldm.models.diffusion.guidance import NoisePredictor, guided, last_guided, network
 from ldm.models.diffusion.steps import add_noise, clean_estimate
 from ldm.modules.diffusionmodules.schedule import StepTable, make_step_table
 
@@ -55,16 +56,6 @@ def keep_known(mask: Tensor, known: Tensor, table: StepTable, draw_noise: DrawNo
     return blend
 
 
-def at_timestep(predict_noise: NoisePredictor, t: float) -> Callable[[Tensor], Tensor]:
-    """The predictor at one timestep for the whole batch. A whole t goes in as int64, as in training."""
-    dtype = torch.int64 if float(t).is_integer() else torch.float32
-
-    def predict(x: Tensor) -> Tensor:
-        return predict_noise(x, torch.full((x.shape[0],), t, dtype=dtype, device=x.device))
-
-    return predict
-
-
 class Sampler:
     """The sampler classes of CompVis: built on a model, `sample(...)` gives `(latents, intermediates)`.
 
@@ -72,6 +63,7 @@ class Sampler:
     """
 
     name = ""
+    adds_noise = False  # whatever its eta
 
     def __init__(self, model: Any, schedule: str = "linear") -> None:
         self.model = model
@@ -97,7 +89,7 @@ class Sampler:
         self, predict_noise: NoisePredictor, table: StepTable, *, eta: float, draw_noise: DrawNoise
     ) -> List[Step]:
         """The steps of one run: a list is used once, for multistep samplers remember in it."""
-        raise TypeError("Sampler is a base; use DDIMSampler, PLMSSampler or DPMSolverSampler")
+        raise TypeError("Sampler is a base; use DDIMSampler, PLMSSampler, DPMSolverSampler or LCMSampler")
 
     @torch.no_grad()
     def sample(
@@ -119,6 +111,7 @@ class Sampler:
         unconditional_conditioning: Optional[Tensor] = None,
         draw_noise: Optional[DrawNoise] = None,
         strength_steps: Optional[int] = None,
+        shortcuts: Shortcuts = NO_SHORTCUTS,
     ) -> Tuple[Tensor, Dict[str, List[Tensor]]]:
         """Latents (batch_size, *shape) from noise x_T, drawn from the device's global generator where none is given.
 
@@ -135,10 +128,11 @@ class Sampler:
         draw = draw_noise or (lambda x: torch.randn(x.shape, device=x.device, dtype=x.dtype) * temperature)
         x = torch.randn((batch_size, *shape), device=device) if x_T is None else x_T
         predict = guided(
-            self.model.apply_model,
+            network(self.model, shortcuts),
             conditioning,  # type: ignore[arg-type]  # None for a model without text
             unconditional_conditioning,
             unconditional_guidance_scale,
+            last_guided(table, shortcuts.guidance_until),
         )
         blend = None if mask is None or x0 is None else keep_known(mask, x0, table, draw)
         seen: Dict[str, List[Tensor]] = {"x_inter": [x], "pred_x0": [x]}
@@ -158,9 +152,13 @@ class Sampler:
     @torch.no_grad()
     def stochastic_encode(self, x0: Tensor, t: Any, noise: Optional[Tensor] = None) -> Tensor:
         """x0 (B,C,h,w) noised to step t of the chosen schedule, counted from the clean end; t = S is the noisiest."""
-        index = min(int(t if isinstance(t, int) else t.reshape(-1)[0]), len(self.table) - 1)
+        index = self._noised_to(int(t if isinstance(t, int) else t.reshape(-1)[0]))
         noise = torch.randn_like(x0) if noise is None else noise
         return add_noise(x0, noise, float(self.table.alpha[::-1][index]))
+
+    def _noised_to(self, steps: int) -> int:
+        """The entry, counted from the clean end, whose noise `steps` steps from there begin with."""
+        return min(steps, len(self.table) - 1)
 
     @torch.no_grad()
     def decode(
@@ -173,7 +171,7 @@ class Sampler:
         callback: Optional[Callable[[int], None]] = None,
     ) -> Tensor:
         """The last t_start steps of the chosen schedule, from x_latent (B,C,h,w)."""
-        predict = guided(self.model.apply_model, cond, unconditional_conditioning, unconditional_guidance_scale)
+        predict = guided(network(self.model), cond, unconditional_conditioning, unconditional_guidance_scale)
         steps = self.steps(predict, self.table.last(t_start), eta=self.eta, draw_noise=torch.randn_like)
         return run(steps, x_latent, on_step=None if callback is None else lambda i, _: callback(i))
 

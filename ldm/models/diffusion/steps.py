@@ -7,7 +7,7 @@ the signal power at x, alpha_next after the step: x = sqrt(alpha) * clean + sqrt
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from typing import Sequence, Tuple
 
 from torch import Tensor
 
@@ -18,6 +18,11 @@ ADAMS_BASHFORTH = (
     (23 / 12, -16 / 12, 5 / 12),
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
+
+
+# sigma_data of consistency models, and by how much LCM stretches the timesteps in its scalings.
+LCM_DATA_DEVIATION = 0.5
+LCM_TIMESTEP_SCALE = 10.0
 
 
 def add_noise(clean: Tensor, noise: Tensor, alpha: float) -> Tensor:
@@ -40,6 +45,19 @@ def adams_bashforth(history: Sequence[Tensor]) -> Tensor:
     """The noise to follow, from up to four estimates, newest first."""
     weights = ADAMS_BASHFORTH[min(len(history), 4) - 1]
     return sum(weight * noise for weight, noise in zip(weights, history))  # type: ignore[return-value]  # never empty
+
+
+def boundary_scalings(t: float) -> Tuple[float, float]:
+    """c_skip and c_out: how much of x and of its clean estimate a consistency model answers (Song et al. 2023)."""
+    scaled = LCM_TIMESTEP_SCALE * t
+    c_skip = LCM_DATA_DEVIATION**2 / (scaled**2 + LCM_DATA_DEVIATION**2)
+    return c_skip, scaled / math.sqrt(scaled**2 + LCM_DATA_DEVIATION**2)
+
+
+def consistent_clean(x: Tensor, noise: Tensor, t: float, alpha: float) -> Tensor:
+    """The clean latent that a consistency model answers at timestep t; at t = 0 it is x itself."""
+    c_skip, c_out = boundary_scalings(t)
+    return c_skip * x + c_out * clean_estimate(x, noise, alpha)
 
 
 def half_log_snr(alpha: float) -> float:

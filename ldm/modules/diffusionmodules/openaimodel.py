@@ -6,6 +6,7 @@ block opposite made on the way down. Module names are the names of the tensors i
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar, List, Mapping, Optional, Sequence, Tuple
 
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 
 from ldm.errors import ConfigError
 from ldm.modules.attention import SpatialTransformer, zeroed
+from ldm.modules.deep_cache import DeepCache
 from ldm.modules.diffusionmodules.doubling import DoublingConv2d, repeated
 from ldm.modules.diffusionmodules.util import timestep_embedding
+from ldm.modules.token_merging import TokenMerging
 
 
 class Upsample(nn.Module):
@@ -91,13 +94,18 @@ class TimestepEmbedSequential(nn.Sequential):
     """Hands the timestep code and the text to those of its layers that take them."""
 
     def forward(  # type: ignore[override]  # Sequential.forward takes one input
-        self, x: Tensor, emb: Tensor, context: Optional[Tensor], size: Optional[Sequence[int]] = None
+        self,
+        x: Tensor,
+        emb: Tensor,
+        context: Optional[Tensor],
+        size: Optional[Sequence[int]] = None,
+        merging: Optional[TokenMerging] = None,
     ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context)
+                x = layer(x, context, merging)
             elif isinstance(layer, Upsample):
                 x = layer(x, size)
             else:
@@ -231,19 +239,31 @@ class UNetModel(nn.Module):
             nn.GroupNorm(norm_groups, widths[0]), nn.SiLU(), zeroed(nn.Conv2d(widths[0], out_channels, 3, padding=1))
         )
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Optional[Tensor] = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Optional[Tensor] = None,
+        cache: Optional[DeepCache] = None,
+        merging: Optional[TokenMerging] = None,
+    ) -> Tensor:
+        """noise (B,C,h,w); a `cache` that holds a map stands for the deep blocks, an empty one gets theirs."""
         code = timestep_embedding(timesteps, self.model_channels)
         emb = self.time_embed(code.to(next(self.time_embed.parameters()).dtype))
+        known = None if cache is None else cache.map
+        depth = len(self.input_blocks) if cache is None or known is None else cache.depth
         skips: List[Tensor] = []
         h = x
-        for block in self.input_blocks:
-            h = block(h, emb, context)
+        for block in itertools.islice(self.input_blocks, depth):
+            h = block(h, emb, context, merging=merging)
             skips.append(h)
-        h = self.middle_block(h, emb, context)
-        for block in self.output_blocks:
+        h = self.middle_block(h, emb, context) if known is None else known
+        for block in itertools.islice(self.output_blocks, len(self.output_blocks) - depth, None):
+            if cache is not None and len(skips) == cache.depth:
+                cache.map = h
             h = torch.cat([h, skips.pop()], dim=1)
             # The next map on the way down gives the size: a side that was odd there comes back odd.
-            h = block(h, emb, context, skips[-1].shape[2:] if skips else None)
+            h = block(h, emb, context, skips[-1].shape[2:] if skips else None, merging)
         return self.out(h)
 
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from jobs.pages.sweep import describe_all, find_sweep
-from ldm.inference.spec import GenerationRequest, SamplerConfig
+from ldm.inference.spec import GenerationRequest, SamplerConfig, Shortcuts
 
 STEPS = [SamplerConfig(steps=steps) for steps in (10, 20, 30)]
 
@@ -37,6 +37,14 @@ def grid(prompts: int = 1, seeds: int = 1, samplers: int = 1, unique: bool = Fal
 def test_the_fullest_grid_is_found(requests, axes):
     sweep = find_sweep(describe_all(requests))
     assert (sweep and (sweep.rows, sweep.columns)) == axes
+
+
+def test_what_is_left_out_makes_an_axis():
+    intervals = [SamplerConfig(shortcuts=Shortcuts(cache_interval=interval)) for interval in (1, 2, 3)]
+    requests = [GenerationRequest(prompt=prompt, sampler=sampler) for prompt in "ab" for sampler in intervals]
+    sweep = find_sweep(describe_all(requests))
+    assert sweep is not None
+    assert (sweep.rows, sweep.columns) == ("prompt", "cache_interval")
 
 
 def test_fields_that_do_not_vary_are_not_offered():

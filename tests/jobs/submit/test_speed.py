@@ -10,7 +10,7 @@ import pytest
 from jobs.config import read_settings
 from jobs.submit.launch import run_here
 from jobs.submit.prepare import prepare_run
-from jobs.submit.speed import kind_of, known_speed, measured
+from jobs.submit.speed import CACHED_STEP, kind_of, known_speed, measured
 from jobs.worker.worker import Picture, Worker, run_shard
 from tests.jobs.support import DAY, prepare, write_prompts
 
@@ -63,9 +63,11 @@ def test_a_real_worker_tells_how_long_it_took_to_begin(tmp_path):
         (["steps=2"], 2.0),
         (["height=128"], 2.0),
         (["guidance_scale=1"], 0.5),
+        (["guidance_until=0.5"], 0.75),
+        (["cache_interval=5"], 0.2 + 0.8 * CACHED_STEP),
         (["name=other"], 1.0),
     ],
-    ids=["steps", "size", "guidance", "name"],
+    ids=["steps", "size", "guidance", "guidance until", "cache", "name"],
 )
 def test_an_earlier_run_tells_the_speed_at_other_steps_and_sizes(tmp_path, words, factor):
     earlier = prepare(tmp_path)

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ldm.inference.infotext import Infotext, describe, format_infotext, parse_infotext
-from ldm.inference.spec import GenerationRequest, InitImage, SamplerConfig, SamplerName, Spacing
+from ldm.inference.spec import GenerationRequest, InitImage, SamplerConfig, SamplerName, Shortcuts, Spacing
 
 # Written by A1111 v1.6.0: a high-resolution pass, and image to image.
 CAT = """1 cat
@@ -107,6 +107,15 @@ def test_strength_eta_and_spacing_are_told_when_they_matter():
     plain = describe(GenerationRequest(prompt="cat")).parameters
     assert list(plain) == ["Steps", "Sampler", "CFG scale", "Seed", "Size", "RNG", "Version"]
     assert plain["RNG"] == "CPU"
+
+
+def test_what_was_left_out_is_told_and_read_back():
+    sampler = SamplerConfig(steps=20, shortcuts=Shortcuts(cache_interval=3, guidance_until=0.5, merge_tokens=0.25))
+    told = describe(GenerationRequest(prompt="cat", sampler=sampler))
+    assert told.parameters["DeepCache interval"] == "3"
+    assert told.parameters["Guidance until"] == "0.5"
+    assert told.parameters["Token merging ratio"] == "0.25"
+    assert parse_infotext(format_infotext(told)) == told
 
 
 def test_our_dpm_solver_does_not_claim_to_be_that_of_a1111():

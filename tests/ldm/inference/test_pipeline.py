@@ -15,7 +15,7 @@ from ldm.inference.images import encode_png
 from ldm.inference.pipeline import Pipeline, SeededNoise, noise_for, steps_from
 from ldm.inference.runtime import Precision
 from ldm.inference.safety import SafetyPolicy
-from ldm.inference.spec import GenerationRequest, InitImage, SamplerConfig, SamplerName, Spacing
+from ldm.inference.spec import GenerationRequest, InitImage, SamplerConfig, SamplerName, Shortcuts, Spacing
 from tests.ldm.inference.test_safety import put_checker, random_weights
 from tests.tiny import random_model
 
@@ -67,8 +67,14 @@ def test_later_noise_of_a_picture_does_not_depend_on_its_neighbours():
         SamplerConfig(name=SamplerName.DDIM, steps=4, schedule=Spacing.QUAD),
         SamplerConfig(name=SamplerName.DPM_SOLVER, steps=4),
         SamplerConfig(name=SamplerName.PLMS, steps=4, guidance_scale=1.0),
+        SamplerConfig(name=SamplerName.LCM, steps=4, guidance_scale=2.0),
+        SamplerConfig(name=SamplerName.PLMS, steps=4, shortcuts=Shortcuts(cache_interval=2)),
+        SamplerConfig(name=SamplerName.DDIM, steps=4, shortcuts=Shortcuts(cache_interval=3, guidance_until=0.5)),
     ],
-    ids=lambda config: f"{config.name.value}-{config.eta}-{config.schedule.value}-{config.guidance_scale}",
+    ids=lambda config: (
+        f"{config.name.value}-{config.eta}-{config.schedule.value}-{config.guidance_scale}"
+        f"-{config.shortcuts.cache_interval}"
+    ),
 )
 def test_a_picture_made_in_a_batch_is_the_one_made_alone(pipeline, sampler):
     requests = [request("a cat", 1, sampler), request("a dog in the rain", 2, sampler, negative_prompt="blur")]
@@ -97,12 +103,36 @@ def test_the_same_request_gives_the_same_picture_twice(pipeline):
         {"sampler": SamplerConfig(steps=4, name=SamplerName.DDIM)},
         {"sampler": SamplerConfig(steps=4, name=SamplerName.DDIM, schedule=Spacing.QUAD)},
         {"sampler": SamplerConfig(steps=4, name=SamplerName.DDIM, eta=1.0)},
+        {"sampler": SamplerConfig(steps=4, name=SamplerName.LCM)},
+        {"sampler": SamplerConfig(steps=4, shortcuts=Shortcuts(cache_interval=2))},
+        {"sampler": SamplerConfig(steps=4, shortcuts=Shortcuts(guidance_until=0.5))},
     ],
     ids=str,
 )
 def test_every_field_reaches_the_picture(pipeline, change):
     changed = dataclasses.replace(request(), **change)
     assert not same(pipeline.generate([request()])[0].pixels, pipeline.generate([changed])[0].pixels)
+
+
+def test_merged_tokens_change_a_large_picture_alike_in_a_batch_and_alone(pipeline):
+    """A map of 64 px has too few places to merge."""
+    short = SamplerConfig(steps=2, shortcuts=Shortcuts(merge_tokens=0.5))
+    assert np.array_equal(*(pipeline.generate([request(sampler=s)])[0].pixels for s in (short, SamplerConfig(steps=2))))
+    large = [dataclasses.replace(request(seed=seed, sampler=short), height=256, width=264) for seed in (1, 2)]
+    together = [image.pixels for image in pipeline.generate(large)]
+    for asked, pixels in zip(large, together):
+        assert same(pixels, pipeline.generate([asked])[0].pixels)
+    plain = dataclasses.replace(large[0], sampler=SamplerConfig(steps=2))
+    assert not same(together[0], pipeline.generate([plain])[0].pixels)
+
+
+def test_what_is_left_out_tells_which_requests_share_a_batch(pipeline):
+    samplers = [SamplerConfig(steps=4, shortcuts=Shortcuts(cache_interval=interval)) for interval in (1, 2)]
+    requests = [request(seed=seed, sampler=samplers[seed % 2]) for seed in range(4)]
+    assert len({asked.batch_key for asked in requests}) == 2
+    for asked, image in zip(requests, pipeline.generate(requests)):
+        assert image.request is asked
+        assert same(image.pixels, pipeline.generate([asked])[0].pixels)
 
 
 def test_unlike_requests_come_back_in_their_order(pipeline, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from ldm.errors import RequestError
 from ldm.inference.prompts import find_encoding, read_lines, read_prompts
-from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName, Spacing
+from ldm.inference.spec import GenerationRequest, SamplerConfig, SamplerName, Shortcuts, Spacing
 
 TEMPLATE = GenerationRequest(prompt="", negative_prompt="blurry", seed=7, height=64, width=128)
 
@@ -77,6 +78,17 @@ def test_a_json_line_may_set_every_field_of_a_request(tmp_path):
     assert request.init.path == str(tmp_path / "start.png")
     assert request.init.sha256 == sha256(b"not read as a picture here").hexdigest()
     assert request.init.strength == 1
+
+
+def test_a_json_line_changes_those_shortcuts_that_it_names(tmp_path):
+    template = dataclasses.replace(TEMPLATE, sampler=SamplerConfig(shortcuts=Shortcuts(cache_interval=3)))
+    lines = [
+        {"prompt": "a", "guidance_until": 1},
+        {"prompt": "a", "merge_tokens": 0.5},
+        {"prompt": "a", "cache_interval": 1},
+    ]
+    found = [request.sampler.shortcuts for request in read_prompts(json_file(tmp_path, *lines), template)]
+    assert found == [Shortcuts(3), Shortcuts(3, merge_tokens=0.5), Shortcuts()]
 
 
 def test_a_whole_number_where_a_number_is_asked_for_makes_the_same_request(tmp_path):
@@ -173,7 +185,8 @@ def test_another_ending_is_refused(tmp_path):
     [
         ('{"prompt": "a", "step": 5}', "there is no field 'step'; did you mean 'steps'?"),
         ('{"prompt": "a", "qqq": 5}', "there is no field 'qqq'; the fields are prompt, negative_prompt, seed, height, "
-         "width, steps, sampler, schedule, guidance_scale, eta, init, strength"),
+         "width, steps, sampler, schedule, guidance_scale, eta, cache_interval, guidance_until, merge_tokens, init, "
+         "strength"),
         ('{"prompt": "a", "steps": "5"}', 'steps must be a whole number, got "5"'),
         ('{"prompt": "a", "steps": 5.0}', "steps must be a whole number, got 5.0"),
         ('{"prompt": "a", "seed": true}', "seed must be a whole number, got true"),
@@ -188,11 +201,18 @@ def test_another_ending_is_refused(tmp_path):
         ('{"prompt": "a", "steps": 0}', "steps must be in 1..1000, got 0"),
         ('{"prompt": "a", "seed": 4294967296}', "seed must be in 0..4294967295, got 4294967296"),
         ('{"prompt": "a", "guidance_scale": NaN}', "guidance_scale must be in 0..100 (1.0 = off), got nan"),
-        ('{"prompt": "a", "sampler": "euler"}', "sampler must be one of ddim, plms, dpm_solver, got 'euler'"),
+        ('{"prompt": "a", "sampler": "euler"}', "sampler must be one of ddim, plms, dpm_solver, lcm, got 'euler'"),
         ('{"prompt": "a", "schedule": "cubic"}', "schedule must be one of uniform, quad, got 'cubic'"),
         (f'{{"prompt": "a", "eta": 1{"0" * 400}}}', "eta must be a number below 1.8e308, got a whole number with more "
          "digits"),
-        ('{"prompt": "a", "eta": 1}', "eta=1.0 needs sampler 'ddim'; 'plms' adds no noise"),
+        ('{"prompt": "a", "eta": 1}', "eta=1.0 needs sampler 'ddim'; 'plms' takes none"),
+        ('{"prompt": "a", "cache_interval": 2.0}', "cache_interval must be a whole number, got 2.0"),
+        ('{"prompt": "a", "cache_interval": 9}', "cache_interval must be in 1..5 (1 = off), got 9"),
+        ('{"prompt": "a", "merge_tokens": 1}', "merge_tokens must be in 0..0.75 (0 = off), got 1.0"),
+        ('{"prompt": "a", "guidance_scale": 1, "guidance_until": 0.5}', "guidance_until=0.5 needs guidance; "
+         "guidance_scale 1.0 is none"),
+        ('{"prompt": "a", "sampler": "lcm", "steps": 60}', "steps must be in 1..50 for sampler 'lcm', got 60; 4 to 8 "
+         "are usual"),
         ('{"prompt": "a", "strength": 0.5}', "strength needs the field 'init', the picture to start from"),
         ('{"prompt": "\\ud800"}', "prompt holds half a character at position 0: surrogates not allowed"),
     ],

@@ -14,6 +14,7 @@ from ldm.inference.spec import (
     InitImage,
     SamplerConfig,
     SamplerName,
+    Shortcuts,
     Spacing,
     check_size,
     from_json,
@@ -43,13 +44,19 @@ CHANGES = [
     {"sampler": dataclasses.replace(WHOLE.sampler, guidance_scale=2.0)},
     {"sampler": dataclasses.replace(WHOLE.sampler, eta=0.0)},
     {"sampler": dataclasses.replace(WHOLE.sampler, schedule=Spacing.UNIFORM)},
+    {"sampler": dataclasses.replace(WHOLE.sampler, shortcuts=Shortcuts(cache_interval=3))},
+    {"sampler": dataclasses.replace(WHOLE.sampler, shortcuts=Shortcuts(guidance_until=0.6))},
+    {"sampler": dataclasses.replace(WHOLE.sampler, shortcuts=Shortcuts(merge_tokens=0.5))},
     {"init": InitImage(path="/tmp/start.png", sha256="cd" * 32, strength=0.5)},
     {"init": InitImage(path="/tmp/start.png", sha256="ab" * 32, strength=0.75)},
     {"init": None},
 ]
 
 
-@pytest.mark.parametrize("request_", [PLAIN, WHOLE], ids=["plain", "whole"])
+SHORT = dataclasses.replace(PLAIN, sampler=SamplerConfig(shortcuts=Shortcuts(5, guidance_until=0.5, merge_tokens=0.25)))
+
+
+@pytest.mark.parametrize("request_", [PLAIN, WHOLE, SHORT], ids=["plain", "whole", "short"])
 def test_a_request_comes_back_from_json_as_it_was(request_):
     assert from_json(json.loads(json.dumps(to_json(request_)))) == request_
 
@@ -68,6 +75,15 @@ def test_equal_requests_have_one_text_and_one_id():
     whole, real = (
         dataclasses.replace(WHOLE, sampler=dataclasses.replace(WHOLE.sampler, guidance_scale=scale, eta=eta))
         for scale, eta in ((2, 0), (2.0, -0.0))
+    )
+    assert whole == real
+    assert (to_text(whole), whole.request_id) == (to_text(real), real.request_id)
+
+
+def test_equal_shortcuts_have_one_text_and_one_id():
+    whole, real = (
+        dataclasses.replace(PLAIN, sampler=SamplerConfig(steps=10, shortcuts=Shortcuts(2, until, merged)))
+        for until, merged in ((1, 0), (1.0, -0.0))
     )
     assert whole == real
     assert (to_text(whole), whole.request_id) == (to_text(real), real.request_id)
@@ -100,10 +116,35 @@ def test_ids_are_the_same_in_every_release():
         (lambda: SamplerConfig(steps=1001), "steps must be in 1..1000, got 1001"),
         (lambda: SamplerConfig(guidance_scale=-1), "guidance_scale must be in 0..100 (1.0 = off), got -1"),
         (lambda: SamplerConfig(SamplerName.DDIM, eta=2), "eta must be in 0..1, got 2"),
-        (lambda: SamplerConfig(eta=0.5), "eta=0.5 needs sampler 'ddim'; 'plms' adds no noise"),
+        (lambda: SamplerConfig(eta=0.5), "eta=0.5 needs sampler 'ddim'; 'plms' takes none"),
         (
             lambda: SamplerConfig(SamplerName.DPM_SOLVER, schedule=Spacing.QUAD),
             "schedule='quad' needs sampler 'ddim' or 'plms'; 'dpm_solver' has steps of its own",
+        ),
+        (
+            lambda: SamplerConfig(SamplerName.LCM, steps=4, schedule=Spacing.QUAD),
+            "schedule='quad' needs sampler 'ddim' or 'plms'; 'lcm' has steps of its own",
+        ),
+        (
+            lambda: SamplerConfig(SamplerName.LCM, steps=51),
+            "steps must be in 1..50 for sampler 'lcm', got 51; 4 to 8 are usual",
+        ),
+        (lambda: SamplerConfig(SamplerName.LCM, eta=0.5), "eta=0.5 needs sampler 'ddim'; 'lcm' takes none"),
+        (lambda: Shortcuts(cache_interval=0), "cache_interval must be in 1..5 (1 = off), got 0"),
+        (lambda: Shortcuts(cache_interval=6), "cache_interval must be in 1..5 (1 = off), got 6"),
+        *(
+            (
+                lambda until=until: Shortcuts(guidance_until=until),
+                f"guidance_until must be above 0 and at most 1 (1.0 = every step), got {until}; "
+                "guidance_scale=1.0 guides no step",
+            )
+            for until in (0.0, 1.5, float("nan"))
+        ),
+        (lambda: Shortcuts(merge_tokens=0.8), "merge_tokens must be in 0..0.75 (0 = off), got 0.8"),
+        (lambda: Shortcuts(merge_tokens=-0.1), "merge_tokens must be in 0..0.75 (0 = off), got -0.1"),
+        (
+            lambda: SamplerConfig(guidance_scale=1.0, shortcuts=Shortcuts(guidance_until=0.5)),
+            "guidance_until=0.5 needs guidance; guidance_scale 1.0 is none",
         ),
         (lambda: InitImage("", "", strength=0), "strength must be above 0 and at most 1, got 0"),
         (lambda: InitImage("", "", strength=1.5), "strength must be above 0 and at most 1, got 1.5"),

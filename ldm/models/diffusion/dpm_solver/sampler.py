@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.errors import RequestError
 from ldm.models.diffusion.guidance import NoisePredictor
-from ldm.models.diffusion.sampler import DrawNoise, Sampler, Step, Stepped, at_timestep
+from ldm.models.diffusion.sampler import DrawNoise, Sampler, Step, Stepped
 from ldm.models.diffusion.steps import clean_estimate, dpm_solver_2m
 from ldm.modules.diffusionmodules.schedule import StepTable
 
@@ -31,12 +31,12 @@ class DPMSolverSampler(Sampler):
         history: List[Tuple[Tensor, float]] = []
 
         def step(i: int) -> Step:
-            predict = at_timestep(predict_noise, float(table.timesteps[i]))
+            t = float(table.timesteps[i])
             alpha, alpha_next = float(table.alpha[i]), float(table.alpha_next[i])
             order = 1 if i == len(table) - 1 and len(table) < LOWER_ORDER_BELOW else 2
 
             def take(x: Tensor) -> Stepped:
-                history.insert(0, (clean_estimate(x, predict(x), alpha), alpha))
+                history.insert(0, (clean_estimate(x, predict_noise(x, t), alpha), alpha))
                 clean, alphas = zip(*history[:order])
                 del history[1:]
                 return Stepped(dpm_solver_2m(x, clean, alphas, alpha_next), clean[0])

@@ -18,6 +18,7 @@ from torch import Tensor
 from ldm.errors import RequestError
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
+from ldm.models.diffusion.lcm import LCMSampler
 from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.sampler import Sampler
 from ldm.modules.diffusionmodules.schedule import make_beta_schedule
@@ -132,8 +133,8 @@ def test_encoding_at_full_strength_is_the_noisiest_step(cls: Type[Sampler]) -> N
     assert torch.equal(sampler.stochastic_encode(clean, 10, noise), sampler.stochastic_encode(clean, 9, noise))
 
 
-@pytest.mark.parametrize("cls", [PLMSSampler, DPMSolverSampler])
-def test_samplers_that_add_no_noise_refuse_eta(cls: Type[Sampler]) -> None:
+@pytest.mark.parametrize("cls", [PLMSSampler, DPMSolverSampler, LCMSampler])
+def test_samplers_whose_noise_is_settled_refuse_eta(cls: Type[Sampler]) -> None:
     with pytest.raises(RequestError, match=r"eta must be 0 for .*, got 0.5; DDIM takes any"):
         sample(cls, 5, start(1), eta=0.5)
 
@@ -156,9 +157,24 @@ def test_an_option_that_does_not_exist_is_refused() -> None:
 def test_guidance_is_a_straight_line_through_both_answers() -> None:
     from ldm.models.diffusion.guidance import guided
 
-    def answer(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def answer(x: Tensor, t: float, cond: Tensor) -> Tensor:
         return x * 0 + cond.mean(dim=(1, 2))[:, None, None, None]
 
     predict = guided(answer, torch.full((2, 3, 4), 2.0), torch.full((2, 3, 4), 1.0), 7.5)
-    noise = predict(torch.zeros(2, 4, 8, 8), torch.zeros(2))
+    noise = predict(torch.zeros(2, 4, 8, 8), 0.0)
     assert torch.equal(noise, torch.full((2, 4, 8, 8), 1.0 + 7.5 * (2.0 - 1.0)))
+
+
+def test_past_a_timestep_the_text_alone_is_asked() -> None:
+    from ldm.models.diffusion.guidance import guided
+
+    rows: List[int] = []
+
+    def answer(x: Tensor, t: float, cond: Tensor) -> Tensor:
+        rows.append(len(x))
+        return x * 0 + cond.mean(dim=(1, 2))[:, None, None, None]
+
+    predict = guided(answer, torch.full((2, 3, 4), 2.0), torch.full((2, 3, 4), 1.0), 7.5, 500.0)
+    noises = [predict(torch.zeros(2, 4, 8, 8), t) for t in (900.0, 500.0, 499.0)]
+    assert rows == [4, 4, 2]
+    assert [float(noise[0, 0, 0, 0]) for noise in noises] == [8.5, 8.5, 2.0]
