@@ -52,9 +52,10 @@ check: lint type test-quick  ## what must pass before a commit
 golden: .venv/test.stamp  ## rewrite the golden files of generated text; read the diff
 	UPDATE_GOLDEN=1 $(IN_VENV) pytest -k golden
 
-bench: .venv/test.stamp  ## measure loading, and the batch system in small on a Slurm cluster of its own
+bench: .venv/test.stamp  ## measure loading, a worker's overhead, and the batch system in small on a Slurm cluster of its own
 	tools/apt.sh tests/apt-packages.txt
 	$(IN_VENV) python benchmarks/load.py
+	$(IN_VENV) python benchmarks/overhead.py
 	$(IN_VENV) python benchmarks/cluster.py
 
 chaos: .venv/test.stamp  ## let everything happen to a run on a Slurm cluster of its own for MINUTES, and judge it

@@ -52,7 +52,8 @@ class Failure:
 class Session:
     """The time one worker spent on a shard, in seconds since 1970, and the pictures it made in it.
 
-    `trying`: the pictures that it was at when it last wrote; none once it has left in good order.
+    `trying`: the pictures that it was at when it last wrote, of a batch and of the one before it that was not written
+    down yet; none once it has left in good order.
     """
 
     worker: str
@@ -118,12 +119,16 @@ class RecordBook:
         return Counter({index: times for index, times in tried.items() if index not in self.known.images})
 
     def begin(self, indices: Iterable[int]) -> None:
-        """Note which pictures are being tried; at once where a worker has died here before, whatever it was at: it may
-        have begun another batch since it last wrote.
+        """Note which pictures are being tried too, from now until they are made or have failed."""
+        self._session = dataclasses.replace(self._session, trying=(*self._session.trying, *indices))
+
+    def is_alone(self) -> bool:
+        """Whether nobody else is at this shard, nor has died at it, as far as this book has seen.
+
+        Where somebody has, whatever it was at, each batch is to be written before it begins: the dead one may have
+        begun another than it had written.
         """
-        self._session = dataclasses.replace(self._session, trying=tuple(indices))
-        if any(session.trying for session in self._others()):
-            self.flush(at_once=True)
+        return not any(session.trying for session in self._others())
 
     def _others(self) -> List[Session]:
         return [each for each in self.known.sessions if each.worker != self._session.worker]
@@ -147,20 +152,27 @@ class RecordBook:
     def add(self, record: ImageRecord) -> None:
         self._own.images[record.index] = record
         self._session = dataclasses.replace(self._session, made=self._session.made + 1)
+        self._tried(record.index)
 
     def fail(self, image: PlannedImage, error: str) -> None:
         """Note that a picture could not be made, once more than was known."""
         before = self.known.failures.get(image.index)
         attempts = 1 if before is None else before.attempts + 1
         self._own.failures[image.index] = Failure(image.index, image.request_id, error, self._session.worker, attempts)
+        self._tried(image.index)
+
+    def _tried(self, index: int) -> None:
+        left = tuple(each for each in self._session.trying if each != index)
+        self._session = dataclasses.replace(self._session, trying=left)
 
     def flush(self, *, at_once: bool = False) -> Optional[ShardSummary]:
-        """Write what is known; within a second of the last time only if `at_once`. The summary if it was written.
+        """Write what is known; within a second of the last time only if `at_once`, or if this worker is not alone. The
+        summary if it was written.
 
         Where writing is slow, it waits longer: it may take one part in FLUSH_SHARE of the time.
         """
         now = self._clock()
-        if not at_once and now - self._flushed < self._pause:
+        if not at_once and self.is_alone() and now - self._flushed < self._pause:
             return None
         self._session = dataclasses.replace(self._session, updated=now)
         there = read_records(self._path)
@@ -170,11 +182,12 @@ class RecordBook:
                 del there.images[index]
         self.known = _merged(there, self._own, self._session)
         summary = _summary(self._shard, self.known)
-        lines = [
+        known = [
             self.known.images.get(image.index) or self.known.failures.get(image.index) for image in self._shard.images
         ]
-        texts = [_to_line(line) for line in [*lines, summary] if line is not None]
-        write_atomically(self._path, "".join(texts).encode("utf-8"))
+        # Not asdict: it copies every value, which takes longer than all else here.
+        lines = [*(vars(each) for each in known if each is not None), dataclasses.asdict(summary)]
+        write_atomically(self._path, "".join(map(_to_line, lines)).encode("utf-8"))
         self._flushed = self._clock()
         self._pause = max(FLUSH_SECONDS, FLUSH_SHARE * (self._flushed - now))
         return summary
@@ -256,8 +269,8 @@ def _is_given_up(records: ShardRecords, index: int) -> bool:
     return index in records.failures and records.failures[index].quarantined
 
 
-def _to_line(value: Any) -> str:
-    return json.dumps(dataclasses.asdict(value), ensure_ascii=False, separators=(",", ":")) + "\n"
+def _to_line(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def _lines(path: Path) -> Iterator[Dict[str, Any]]:

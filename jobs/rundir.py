@@ -11,6 +11,8 @@
       workers/<job>/...json       each process       see jobs.attendance
       logs/                       scheduler, launcher
       pause                       a user             workers end once this file is there
+      measure                     probe              with it, a worker also tries sizes of batches ...
+      measured.json               owning worker      ... and writes what it finds; see jobs.worker.measuring
 
 A run folder appears whole: it is written beside its name and renamed.
 """
@@ -89,6 +91,8 @@ class RunDir:
         self.logs = self.path / "logs"
         self.workers = self.path / "workers"
         self.pause_path = self.path / "pause"
+        self.measure_path = self.path / "measure"
+        self.measured_path = self.path / "measured.json"
         self.name_after = f"{self.path.name}-after"  # of the job behind the last picture
         self._info: Optional[RunInfo] = None
 

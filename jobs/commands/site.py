@@ -1,4 +1,4 @@
-"""Commands about the site rather than a run: doctor, profile."""
+"""Commands about the site rather than a run: doctor, kernels, profile."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jobs.commands.common import Subparsers
 
 DOCTOR = "look whether what a run under these settings needs is here: packages, weights, Slurm's partition and cards"
+KERNELS = "say what pictures would be computed with on this machine: device, dtype, attention, packed weights"
 PROFILE = (
     "list the profiles of clusters; show one, every field with its source; or write a first version of this site's"
 )
@@ -23,6 +24,8 @@ PROFILE = (
 def add(commands: Subparsers) -> None:
     examined = commands.add_parser("doctor", help="look whether everything is here", description=DOCTOR)
     with_settings(examined).set_defaults(run=doctor)
+    computed = commands.add_parser("kernels", help="say what torch would compute with here", description=KERNELS)
+    with_settings(computed).set_defaults(run=kernels)
     shown = commands.add_parser("profile", help="list, show or detect profiles of clusters", description=PROFILE)
     shown.add_argument("name", metavar="NAME", nargs="?", help="a profile in configs/clusters, or the path of one")
     shown.add_argument("--detect", action="store_true", help="ask Slurm and `module` here, and print a profile")
@@ -34,13 +37,25 @@ def add(commands: Subparsers) -> None:
 def doctor(options: argparse.Namespace) -> int:
     from jobs.config import read_settings
     from jobs.doctor.doctor import examine
+    from jobs.doctor.doctor_torch import examine_torch
     from jobs.doctor.verdict import Verdict
 
-    findings = examine(read_settings(options.settings))
+    settings = read_settings(options.settings)
+    findings = [*examine(settings), *examine_torch(options.settings)]
     print("\n".join(map(str, findings)))
     bad, doubtful = (sum(each.verdict is verdict for each in findings) for verdict in (Verdict.FAIL, Verdict.WARN))
     print(f"{bad} to mend, {doubtful} to look at")
     return ConfigError.exit_code if any(finding.verdict is Verdict.FAIL for finding in findings) else 0
+
+
+def kernels(options: argparse.Namespace) -> int:
+    from jobs.config import read_settings
+    from ldm.inference.kernels import describe_kernels
+    from ldm.inference.runtime import Precision
+
+    spec = read_settings(options.settings).spec
+    print("\n".join(describe_kernels(spec.device, Precision(spec.precision))))
+    return 0
 
 
 def profile(options: argparse.Namespace) -> int:

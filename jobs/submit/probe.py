@@ -1,10 +1,15 @@
-"""A few pictures of a prompts file, made as all of them will be, so that the whole can be sized and priced."""
+"""A few pictures of a prompts file, made as all of them will be, so that the whole can be sized and priced.
+
+Then the card tries how many pictures at once are quickest, and how many it has memory for: `batch_size` is part of the
+plan, which is made where no card is.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import re
+import shlex
 import time
 from pathlib import Path
 from typing import Callable, Iterator, List
@@ -12,11 +17,14 @@ from typing import Callable, Iterator, List
 from jobs.cluster.queue import live_jobs
 from jobs.config import Settings
 from jobs.rundir import RunDir, RunInfo
+from jobs.spec import REHEARSAL
 from jobs.submit.launch import Order, missing_shards, run_here, submit_to_slurm
 from jobs.submit.prepare import name_from, prepare_run
 from jobs.submit.sizing import estimate
 from jobs.submit.speed import kind_of, measured
+from jobs.worker.measuring import WORTH, Findings, is_wanted, read_findings
 from ldm.errors import RunError
+from ldm.inference.files import write_atomically
 from ldm.inference.prompts import count_prompts
 
 log = logging.getLogger(__name__)
@@ -38,7 +46,9 @@ def probe(prompts: Path, settings: Settings, task: Callable[[List[str]], None]) 
     )
     prepared = prepare_run(prompts, Settings(own, settings.profile), limit=pictures)
     run, info = prepared.run, prepared.info
-    if missing_shards(run, info):
+    if info.model.name != REHEARSAL and not run.measured_path.exists():
+        write_atomically(run.measure_path, b"")
+    if _is_left(run, info):
         _make(run, info, Settings(own, settings.profile), task)
     speed = measured(run, kind_of(settings))
     if speed is None:
@@ -48,6 +58,27 @@ def probe(prompts: Path, settings: Settings, task: Callable[[List[str]], None]) 
     expected = estimate([[images]], own, settings.profile, speed)
     cost = "" if expected.cost is None else f", {expected.cost:.2f} {settings.profile.currency}".rstrip()
     yield f"all {images} pictures: about {expected.card_hours:.2f} card-hours{cost}"
+    findings = read_findings(run)
+    if findings is not None and findings.tried:
+        yield from advice(findings.up_to(images), spec.batch_size, prompts)
+
+
+def advice(findings: Findings, planned: int, prompts: Path) -> Iterator[str]:
+    """What was found, and the batch size to type; `planned` is that of the probe."""
+    tried = ", ".join(f"{each.pictures}: {1000 * each.seconds:.3g}" for each in findings.tried)
+    yield f"pictures at once: ms a picture and step, {findings.width}x{findings.height} px, {findings.device}: {tried}"
+    if findings.most is not None:
+        yield f"there is memory for {findings.most} pictures at once"
+    advised, slower = findings.advised, findings.slower(planned)
+    if advised == planned or (slower is not None and slower * (1 - WORTH) <= 1):
+        yield f"batch_size={planned} is as quick as any"
+        return
+    compared = "" if slower is None else f", {slower:.2f} times as quick as batch_size={planned}"
+    yield f"quickest: python -m jobs submit {shlex.quote(str(prompts))} batch_size={advised}{compared}"
+
+
+def _is_left(run: RunDir, info: RunInfo) -> bool:
+    return bool(missing_shards(run, info)) or is_wanted(run)
 
 
 def _place(settings: Settings) -> str:
@@ -59,13 +90,14 @@ def _place(settings: Settings) -> str:
 
 
 def _make(run: RunDir, info: RunInfo, settings: Settings, task: Callable[[List[str]], None]) -> None:
+    shards = missing_shards(run, info) or [0]
     if settings.profile.scheduler == "local":
-        run_here(run, settings, missing_shards(run, info), lambda: None)
+        run_here(run, settings, shards, lambda: None)
         return
-    tasks = submit_to_slurm(run, settings, Order(tuple(missing_shards(run, info))), task)
+    tasks = submit_to_slurm(run, settings, Order(tuple(shards)), task)
     log.info("submitted as job %s, waiting for it", tasks[0].job)
     asked = time.monotonic()
-    while missing_shards(run, info):
+    while _is_left(run, info):
         time.sleep(LOOK_SECONDS)
         if time.monotonic() - asked >= ASK_QUEUE_SECONDS:
             asked = time.monotonic()

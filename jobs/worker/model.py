@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from jobs.rundir import RunInfo, RunModel
 from jobs.spec import JobSpec
 from jobs.storage.formats import parameters_text
+from jobs.worker.measuring import Findings, try_sizes
 from jobs.worker.worker import Generate, Picture
 from ldm.errors import GenerationError, NoMemoryError, WeightsError
 from ldm.inference.files import sha256_of
@@ -18,6 +20,7 @@ from ldm.inference.spec import GenerationRequest
 
 if TYPE_CHECKING:
     from ldm.inference.censor import Censor
+    from ldm.inference.images import Pixels
     from ldm.inference.pipeline import Attempted, GeneratedImage, Pipeline
 
 log = logging.getLogger(__name__)
@@ -25,32 +28,69 @@ log = logging.getLogger(__name__)
 
 def load(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
     """What makes the pictures of this run, and the name of the device that it does it on."""
+    from ldm.inference.runtime import visible_cards
+
+    pipeline = load_pipeline(info, spec).with_censor(_censor(info.model, spec))
+    device = device_of(pipeline)
+    log.info("on %s, %d cards seen", device, visible_cards())
+    return generate_with(pipeline, info), device
+
+
+def generate_with(pipeline: Pipeline, info: RunInfo) -> Generate:
+    """What makes the pictures of a run with a pipeline that is loaded."""
+
+    def generate(requests: Sequence[GenerationRequest]) -> List[Union[Picture, GenerationError]]:
+        with naming_lack_of_memory(len(requests), pipeline.release_recordings):
+            attempted = pipeline.attempt(requests)
+        return [picture_or_second_try(*each, pipeline, info) for each in zip(requests, attempted)]
+
+    return generate
+
+
+def load_pipeline(info: RunInfo, spec: JobSpec) -> Pipeline:
+    """The model of this run on the job's device, without a checker of pictures."""
     from ldm.inference.pipeline import Pipeline
-    from ldm.inference.runtime import Precision, describe_device, visible_cards
+    from ldm.inference.runtime import Precision
 
     model = info.model
     check_unchanged(model)
-    pipeline = Pipeline.load(
+    return Pipeline.load(
         Path(model.config),
         Path(model.checkpoint),
         device=spec.device,
         precision=Precision(spec.precision),
         clip=model.clip,
-    ).with_censor(_censor(model, spec))
-    device = describe_device(pipeline.model.device)
-    log.info("on %s, %d cards seen", device, visible_cards())
+    )
 
-    def generate(requests: Sequence[GenerationRequest]) -> List[Union[Picture, GenerationError]]:
-        with naming_lack_of_memory(len(requests)):
-            attempted = pipeline.attempt(requests)
-        return [picture_or_second_try(*each, pipeline, info) for each in zip(requests, attempted)]
 
-    return generate, device
+def device_of(pipeline: Pipeline) -> str:
+    """What the bytes of a picture may depend on: the device and the dtype that it computes in."""
+    from ldm.inference.runtime import describe_device
+
+    return f"{describe_device(pipeline.model.device)}, {str(pipeline.model.dtype).replace('torch.', '')}"
+
+
+def measure(info: RunInfo, spec: JobSpec, request: GenerationRequest) -> Findings:
+    """How quick the job's device is at each number of pictures like this one."""
+    from ldm.inference.runtime import graphs_of, memory_of
+
+    pipeline = load_pipeline(info, spec)
+    place = pipeline.model.device
+    graphs = graphs_of(place)
+    tried, most = try_sizes(
+        functools.partial(pipeline.run_network, request),
+        (lambda: None) if graphs is None else graphs.wait,
+        memory_of(place),
+    )
+    return Findings(device_of(pipeline), request.height, request.width, tuple(tried), most)
 
 
 @contextlib.contextmanager
-def naming_lack_of_memory(pictures: int) -> Iterator[None]:
-    """Turn torch's lack of memory for so many pictures into a NoMemoryError, and give back what can be."""
+def naming_lack_of_memory(pictures: int, release: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Turn torch's lack of memory for so many pictures into a NoMemoryError, and give back what can be.
+
+    `release` gives back what more there is.
+    """
     from ldm.inference.runtime import is_out_of_memory, release_memory
 
     try:
@@ -60,6 +100,7 @@ def naming_lack_of_memory(pictures: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         said = str(error).strip().splitlines() or ["out of memory"]
+    release()
     release_memory()  # behind the except clause: the error holds the frames that hold the tensors
     advice = "smaller pictures, or a card with more memory, are needed" if pictures == 1 else "fewer at once may fit"
     raise NoMemoryError(f"{said[0]}; {advice}")
@@ -101,13 +142,15 @@ def check_unchanged(model: RunModel) -> None:
 
 def to_picture(image: GeneratedImage, info: RunInfo) -> Picture:
     """The file of a picture with its parameters inside; none for one that the safety policy dropped."""
+    encode = None if image.pixels is None else functools.partial(_encode, image.request, image.pixels, info)
+    return Picture(encode=encode, flagged=image.flagged, seconds=image.seconds)
+
+
+def _encode(request: GenerationRequest, pixels: Pixels, info: RunInfo) -> bytes:
     from ldm.inference.images import encode
 
-    if image.pixels is None:
-        return Picture(data=None, flagged=image.flagged, seconds=image.seconds)
-    text = parameters_text(image.request, model=info.model.name, checkpoint_sha256=info.model.checkpoint_sha256)
-    data = encode(image.pixels, info.settings.spec.format, text, quality=info.settings.spec.quality)
-    return Picture(data=data, flagged=image.flagged, seconds=image.seconds)
+    text = parameters_text(request, model=info.model.name, checkpoint_sha256=info.model.checkpoint_sha256)
+    return encode(pixels, info.settings.spec.format, text, quality=info.settings.spec.quality)
 
 
 def _censor(model: RunModel, spec: JobSpec) -> Optional[Censor]:

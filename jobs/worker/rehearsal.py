@@ -6,6 +6,7 @@ formats other than PNG need Pillow.
 
 from __future__ import annotations
 
+import functools
 import struct
 import time
 import zlib
@@ -32,8 +33,8 @@ def _picture(request: GenerationRequest, format: str, quality: int) -> Picture:
         _check_init(Path(request.init.path), request.init.sha256)
     seconds = request.sampler.steps * SECONDS_PER_STEP
     time.sleep(seconds)
-    data = _card(request) if format == "png" else _encoded_card(request, format, quality)
-    return Picture(data=data, flagged=False, seconds=seconds)
+    encode = functools.partial(_card, request, format, quality)
+    return Picture(encode=encode, flagged=False, seconds=seconds)
 
 
 def _check_init(path: Path, sha256: str) -> None:
@@ -44,7 +45,11 @@ def _check_init(path: Path, sha256: str) -> None:
         raise RequestError(f"cannot read the init image {path}: {error.strerror}") from error
 
 
-def _card(request: GenerationRequest) -> bytes:
+def _card(request: GenerationRequest, format: str, quality: int) -> bytes:
+    return _png(request) if format == "png" else _encoded_card(request, format, quality)
+
+
+def _png(request: GenerationRequest) -> bytes:
     """A PNG (8-bit RGB, no filter) of one colour that follows from the request, with its parameters inside."""
     colour = _colour(request)
     rows = (b"\0" + colour * request.width) * request.height

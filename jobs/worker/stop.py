@@ -27,7 +27,8 @@ SIGNALS: Dict[int, End] = {
 }
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 RECENT_BATCHES = 8
-# Of the longest recent batch, and what writing down and leaving take: the next one is begun only with this much left.
+# Of the longest recent batch, and what leaving takes once it is written down: the next one is begun only with this
+# much left.
 BATCHES_LEFT, LEAVING_SECONDS = 1.25, 10.0
 PAUSE_LOOK_SECONDS = 5.0
 
@@ -59,6 +60,7 @@ class Limits:
         self._told: Optional[Halt] = None
         self._begun: Optional[float] = None
         self._recent: Deque[float] = deque(maxlen=RECENT_BATCHES)
+        self._written: Deque[float] = deque(maxlen=RECENT_BATCHES)
 
     def spent(self) -> bool:
         """Whether most of the time that this process had is over."""
@@ -73,7 +75,9 @@ class Limits:
             self._looked = now
             if os.path.lexists(self._pause_path):  # does not raise where a server is away for a moment
                 raise Halt(End.PAUSED, f"{self._pause_path} is there")
-        needed = BATCHES_LEFT * max(self._recent, default=0.0) + LEAVING_SECONDS
+        sampling, writing = max(self._recent, default=0.0), max(self._written, default=0.0)
+        # The batch before it is written meanwhile, its own after that.
+        needed = BATCHES_LEFT * max(sampling, writing) + writing + LEAVING_SECONDS
         if self._deadline is not None and self._recent and now + needed > self._deadline:
             left = self._deadline - now
             raise Halt(End.OUT_OF_TIME, f"{left:.0f} s are left and the next batch needs {needed:.0f} s")
@@ -85,6 +89,13 @@ class Limits:
         with self.droppable():
             yield
         self._recent.append(self._clock() - begun)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around the writing down of a batch, while no other thread checks."""
+        begun = self._clock()
+        yield
+        self._written.append(self._clock() - begun)
 
     @contextlib.contextmanager
     def droppable(self) -> Iterator[None]:

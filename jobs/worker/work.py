@@ -24,6 +24,7 @@ from jobs.storage.pack import Finish, finish_shard
 from jobs.storage.pictures import DamagedError, OnePass
 from jobs.worker.card_use import CardWatch
 from jobs.worker.kernel_cache import kernel_cache
+from jobs.worker.measuring import Findings, is_wanted, write_findings
 from jobs.worker.place import Place, find_place, share, take_card, with_a_card, worker_name
 from jobs.worker.stop import Halt, Limits
 from jobs.worker.worker import Generate, Worker, run_shard, sweep_shards
@@ -95,10 +96,13 @@ def _work_on(
     log.info("%d of %d shards to do", len(todo), len(own))
     finished = [shard for shard in own if ends[shard] is not Finish.LEFT]
     sweep_shards(finished, (path for shard in finished for path in shard_files(run, info, shard)), run)
-    if todo:
+    if todo or is_wanted(run):
         limits.check()
         with kernel_cache(os.environ, run.path, attendant.now.rank):
-            ends.update(_make_shards(run, info, spec, todo, attendant, limits))
+            if todo:
+                ends.update(_make_shards(run, info, spec, todo, attendant, limits))
+            if is_wanted(run):
+                _measure(run, info, spec, limits)
     failed, damaged = attendant.now.failed, sum(end is Finish.DAMAGED for end in ends.values())
     log.info("done: %d shards, %d pictures failed, %d shards damaged", len(todo), failed, damaged)
     left = 0 if failed else sum(end is Finish.LEFT for end in ends.values())
@@ -149,6 +153,20 @@ def _make_shard(run: RunDir, info: RunInfo, shard: int, generate: Generate, work
         if summary.failed or end is not Finish.LEFT:
             break
     return end
+
+
+def _measure(run: RunDir, info: RunInfo, spec: JobSpec, limits: Limits) -> None:
+    """Find what a probe asked for. Whoever waits for it gets a file in any case; the pictures are made by now."""
+    from jobs.worker.model import measure
+
+    first = run.shard(0).images[0].request
+    findings = Findings("", first.height, first.width, ())
+    try:
+        with limits.droppable():
+            findings = measure(info, spec, first)
+    except (RuntimeError, MemoryError, SdbatchError) as error:
+        log.warning("batch sizes cannot be measured: %s", error)
+    write_findings(run, findings)
 
 
 def _halted(halt: Halt, attendant: Attendant, limits: Limits) -> int:

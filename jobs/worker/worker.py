@@ -4,21 +4,26 @@ It knows no scheduler and no model: what makes pictures is handed in. It may be 
 and a second one may run beside it: a picture's file is written once and stays, a record describes the file that stays.
 Which pictures share a batch follows from the plan alone. A batch of which one picture is missing is made whole again
 and the others thrown away, so that the picture comes back to the byte: in another batch its last bits may differ.
+
+While a batch is sampled, the one before it is encoded, written and recorded in a thread behind. The book of records has
+no lock: it is the thread's from `submit` until `settle`, and the sampling one's from there to the next `submit`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Container, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Container, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from jobs.records import ATTEMPTS, RecordBook, ShardSummary
 from jobs.rundir import RunDir
 from jobs.spec import PlannedImage, Shard
 from jobs.storage.pictures import is_there, keep
+from jobs.worker.behind import Behind
 from jobs.worker.stop import Halt, Limits
 from ldm.errors import GenerationError, NoMemoryError, RequestError, SdbatchError
 from ldm.inference.files import sweep
@@ -29,9 +34,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as it goes to the disk: the bytes of its file, None if the safety policy drops it."""
+    """A picture on its way to the disk: what makes the bytes of its file, None if the safety policy drops it.
 
-    data: Optional[bytes]
+    `encode` is called once, in another thread. A RequestError of it fails this picture alone.
+    """
+
+    encode: Optional[Callable[[], bytes]]
     flagged: bool
     seconds: float
     note: str = ""
@@ -42,13 +50,21 @@ Generate = Callable[[Sequence[GenerationRequest]], Sequence[Union[Picture, Gener
 Outcome = Tuple[PlannedImage, Union[Picture, SdbatchError]]
 
 
+@dataclass(frozen=True)
+class Taken:
+    """A batch that was taken up, and the numbers of those of its pictures that are missing."""
+
+    images: List[PlannedImage]
+    missing: Set[int]
+
+
 @dataclass
 class Worker:
     """Who makes the pictures, as it is written into records, and how many at a time.
 
     `batch_size` is the plan's, by which batches are told apart; `room` is how many of one are sampled at once: all
-    where it is None, fewer where the user says so, and it shrinks when the memory is too small. `beat` is called behind
-    each batch with the numbers of pictures made and failed in it.
+    where it is None, fewer where the user says so, and it shrinks when the memory is too small. `beat` is called once a
+    batch is recorded, in the thread that did it, with the numbers of pictures made and failed in it.
     """
 
     name: str
@@ -71,8 +87,10 @@ def run_shard(
     todo = missing_images(shard, run, book)
     book.remake(image.index for image in todo)
     log.info("shard %d: %d of %d pictures to make", shard.index, len(todo), len(shard.images))
+    take = functools.partial(_take_up, _waiting(shard, todo, book, worker), run, worker, book, limits)
+    write_down = functools.partial(_write_down, run, worker, book, limits)
     try:
-        _make(_waiting(shard, todo, book, worker), run, generate, worker, book, limits)
+        _make(take, generate, write_down, worker, book, limits)
     except Halt:
         book.leave()
         raise
@@ -86,34 +104,67 @@ def run_shard(
 
 
 def _make(
-    waiting: List[List[PlannedImage]],
-    run: RunDir,
+    take: Callable[[], Optional[Taken]],
     generate: Generate,
+    write_down: Callable[[Sequence[Outcome]], None],
     worker: Worker,
     book: RecordBook,
     limits: Limits,
 ) -> None:
+    """Sample one batch after the other, and have each written down behind the next. All is written at the end."""
+    made: List[Outcome] = []
+    with Behind() as behind:
+        while True:
+            taken = None
+            try:
+                behind.settle()
+                taken = take()
+                alone = book.is_alone()
+            finally:  # whatever came between: what was made is not lost
+                if made or taken:
+                    behind.submit(functools.partial(write_down, made))
+            if taken is None:
+                return
+            if not (alone and made):  # the first batch too is told as tried before it can kill
+                behind.settle()
+            with limits.batch():
+                outcomes = _outcomes(taken.images, generate, worker)
+            made = [outcome for outcome in outcomes if outcome[0].index in taken.missing]
+
+
+def _take_up(
+    waiting: List[List[PlannedImage]], run: RunDir, worker: Worker, book: RecordBook, limits: Limits
+) -> Optional[Taken]:
+    """The next batch of which something is missing, noted as being tried; None if there is none. Halt at a limit."""
     while waiting:
         batch = _next(waiting, book, worker)
         missing = {image.index for image in batch if not is_settled(image, run, book)}
-        if not missing:
-            continue
-        limits.check()
-        book.begin(missing)
-        with limits.batch():
-            outcomes = _outcomes(_to_make(batch, missing, book), generate, worker)
-        made = [_write_down(*outcome, run, worker, book) for outcome in outcomes if outcome[0].index in missing]
+        if missing:
+            limits.check()
+            book.begin(missing)
+            return Taken(_to_make(batch, missing, book), missing)
+    return None
+
+
+def _write_down(run: RunDir, worker: Worker, book: RecordBook, limits: Limits, outcomes: Sequence[Outcome]) -> None:
+    """Encode, keep and record a batch, and what is being tried by now, be it the first and this one none."""
+    with limits.writing():
+        made = sum([_write_down_one(*outcome, run, worker, book) for outcome in outcomes])
         book.flush()
-        worker.beat(sum(made), len(made) - sum(made))
+        if outcomes:
+            worker.beat(made, len(outcomes) - made)
 
 
-def _write_down(
+def _write_down_one(
     image: PlannedImage, result: Union[Picture, SdbatchError], run: RunDir, worker: Worker, book: RecordBook
 ) -> bool:
     """Keep a picture, or note that there is none; whether there is one."""
     if isinstance(result, Picture):
-        book.add(_keep(image, result, run, worker))
-        return True
+        try:
+            book.add(_keep(image, result, run, worker))
+            return True
+        except RequestError as error:
+            result = error
     log.error("picture %d failed: %s", image.index, result)
     book.fail(image, str(result))
     return False
@@ -211,8 +262,8 @@ def _attempt(part: Sequence[PlannedImage], generate: Generate, worker: Worker) -
 def _keep(image: PlannedImage, picture: Picture, run: RunDir, worker: Worker) -> ImageRecord:
     """Keep the picture, unless another worker's is there, and describe the one that stands."""
     file, sha256 = "", ""
-    if picture.data is not None:
-        file, sha256 = image.file, keep(run, image, picture.data)
+    if picture.encode is not None:
+        file, sha256 = image.file, keep(run, image, picture.encode())
     return ImageRecord(
         index=image.index,
         request_id=image.request_id,

@@ -25,6 +25,7 @@ from ldm.inference.files import sha256_of
 from ldm.inference.names import Match, match_names
 from ldm.inference.runtime import without_init
 from ldm.inference.tensors import TensorReader
+from ldm.inference.transfer import sender_to
 from ldm.inference.weightfile import UseEma
 from ldm.util import get_obj_from_str, instantiate_from_config
 
@@ -140,12 +141,13 @@ def fill(
         for prefix, module in model.named_modules()
         for name in (*module._parameters, *module._buffers)
     }
+    sender = sender_to(device)
     for full_name, stored in in_file_order(places):
         module, name = owners[full_name]
         own = module._parameters.get(name)
         to = module._buffers[name].dtype if own is None else dtype or own.dtype
         tensor = reader.read(stored)
-        value = tensor.to(device=device, dtype=to)
+        value = sender.send(tensor, to)
         if value is not tensor:
             reader.release(stored)
         if own is None:

@@ -31,9 +31,12 @@ GRID_PADDING = 2  # black pixels around each picture of a grid
 
 
 def to_pixels(image: Tensor) -> list[Pixels]:
-    """image (B,3,H,W), cut to [-1,1], as B pictures. Fractions are dropped, as in the original, not rounded."""
+    """image (B,3,H,W), cut to [-1,1], as B pictures. Fractions are dropped, as in the original, not rounded.
+
+    A card makes bytes of the numbers before it hands them out: a quarter of what float32 would be.
+    """
     scaled = 255.0 * ((image.float() + 1.0) / 2.0).clamp(0.0, 1.0)
-    return list(scaled.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8))
+    return list(scaled.permute(0, 2, 3, 1).byte().contiguous().cpu().numpy())
 
 
 def to_tensor(pixels: Pixels) -> Tensor:

@@ -23,9 +23,12 @@ from ldm.inference.censor import Censor, Inspected
 from ldm.inference.checkpoint import LoadReport, load_model
 from ldm.inference.files import sha256_of
 from ldm.inference.images import Pixels, read_picture, resize, to_pixels, to_tensor
-from ldm.inference.packing import can_pack, pack, unpack
-from ldm.inference.runtime import Precision, compute_dtype, pick_device
+from ldm.inference.packing import pack, unpack
+from ldm.inference.placing import make_ready, recordings_of
+from ldm.inference.room import Rooms, shared_out
+from ldm.inference.runtime import Precision, choose_arithmetic, describe_device, memory_of, pick_device
 from ldm.inference.spec import GenerationRequest, InitImage, SamplerConfig, SamplerName
+from ldm.inference.transfer import send_draw
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.models.diffusion.guidance import guided, last_guided, network
@@ -80,7 +83,7 @@ class SeededNoise:
 
     def draw_like(self, x: Tensor) -> Tensor:
         """The next (B,C,h,w) on the device and in the dtype of x."""
-        return self.draw().to(x)
+        return send_draw(self.draw(), x.device, x.dtype)
 
 
 def noise_for(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
@@ -100,6 +103,7 @@ class Pipeline:
         self.model = model
         self.censor = censor
         self.report = report
+        self.rooms = Rooms(memory_of(model.device))
         self.encode_prompt = functools.lru_cache(maxsize=TEXTS_KEPT)(self._encode_prompt)
         self.encode_init = functools.lru_cache(maxsize=INIT_LATENTS_KEPT)(self._encode_init)
 
@@ -119,10 +123,10 @@ class Pipeline:
         Weights are kept in the dtype that they are worked with. Raises ConfigError, WeightsError or DeviceError.
         """
         place = pick_device(device)
-        dtype = compute_dtype(place, precision)
-        model, report = load_model(config, checkpoint, use_ema=use_ema, dtype=dtype, device=place)
-        if place.type == "cpu" and can_pack(dtype):
-            pack(model)
+        arithmetic = choose_arithmetic(place, precision)
+        log.info("%s: %s", describe_device(place), arithmetic)
+        model, report = load_model(config, checkpoint, use_ema=use_ema, dtype=arithmetic.dtype, device=place)
+        make_ready(model, arithmetic)
         text_encoder = model.cond_stage_model
         if isinstance(text_encoder, FrozenCLIPEmbedder):
             text_encoder.use_tokenizer(find_tokenizer(clip, version=text_encoder.version, checkpoint=checkpoint))
@@ -199,7 +203,7 @@ class Pipeline:
     def attempt(self, requests: Sequence[GenerationRequest], on_step: Optional[OnStep] = None) -> List[Attempted]:
         """As `generate`, with the GenerationError in the place of what became no picture: the others are kept."""
         made: Dict[int, Attempted] = {}
-        for indices in _batches(requests):
+        for indices in self._batches(requests):
             batch = [requests[i] for i in indices]
             start = time.perf_counter()
             decoded = [self._decode_for(*pair) for pair in zip(batch, self._sample(batch, on_step))]
@@ -233,16 +237,47 @@ class Pipeline:
                 pack(self.model)
             self._forget()
 
+    def release_recordings(self) -> None:
+        """Give back the memory of what was recorded of the network's work on a card."""
+        recordings = recordings_of(self.model)
+        if recordings is not None:
+            recordings.forget()
+
     def _forget(self) -> None:
         self.encode_prompt.cache_clear()
         self.encode_init.cache_clear()
+        self.release_recordings()
+
+    def _batches(self, requests: Sequence[GenerationRequest]) -> Iterator[Sequence[int]]:
+        """Indices of the requests that are sampled together: what agrees, as far as there is room for it."""
+        for indices in _alike(requests):
+            first = requests[indices[0]]
+            try_network = functools.partial(self._try_network, first)
+            yield from shared_out(indices, self.rooms.room(first.batch_key, len(indices), try_network))
+
+    def _try_network(self, request: GenerationRequest, pictures: int) -> None:
+        if not bool(torch.isfinite(self.run_network(request, pictures)).all()):
+            log.warning("the network gives NaN in %s for %dx%d px on this card, so each such picture will be made a "
+                        "second time; precision=full does it at once", _dtype(self.model), request.width,
+                        request.height)  # fmt: skip
+
+    @torch.inference_mode()
+    def run_network(self, request: GenerationRequest, pictures: int) -> Tensor:
+        """The network's noise (B,C,h,w), once, with the numbers that so many pictures like this one go in with."""
+        rows = pictures if request.sampler.guidance_scale == 1.0 else 2 * pictures
+        x = send_draw(noise_for([request.seed] * rows, self._latent_shape(request)), self.model.device)
+        t = torch.full((rows,), self.model.num_timesteps - 1, dtype=torch.int64, device=x.device)
+        noise: Tensor = self.model.apply_model(x, t, self.encode_text([request.prompt] * rows))
+        return noise
+
+    def _latent_shape(self, request: GenerationRequest) -> Tuple[int, int, int]:
+        return self.model.channels, request.height // self.factor, request.width // self.factor
 
     def _sample(self, batch: Sequence[GenerationRequest], on_step: Optional[OnStep]) -> Tensor:
         """Latents (B,C,h,w) of requests that agree on size, sampler and strength."""
         config, init = batch[0].sampler, batch[0].init
-        shape = (self.model.channels, batch[0].height // self.factor, batch[0].width // self.factor)
-        noise = SeededNoise([request.seed for request in batch], shape)
-        x = noise.draw().to(self.model.device)
+        noise = SeededNoise([request.seed for request in batch], self._latent_shape(batch[0]))
+        x = send_draw(noise.draw(), self.model.device)
         sampler = self.sampler(config)
         table = sampler.table
         if init is not None:
@@ -287,7 +322,7 @@ def _warn_if_cut(prompt: str, tokens: int, room: int) -> None:
         log.warning("the model reads the first %d tokens of a prompt that has %d: %.60r...", room, tokens, prompt)
 
 
-def _batches(requests: Sequence[GenerationRequest]) -> List[List[int]]:
+def _alike(requests: Sequence[GenerationRequest]) -> List[List[int]]:
     """Indices of the requests that can be sampled together, groups and members in the order of the requests."""
     groups: Dict[Tuple[Any, ...], List[int]] = {}
     for i, request in enumerate(requests):

@@ -6,27 +6,45 @@ Module names are the names of the tensors in an SD v1 checkpoint.
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Callable, Optional, Set
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ldm.modules.processor import AMX_BF16, processor_flags
 from ldm.modules.token_merging import TokenMerging
+
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # Scores of one slice, in elements: bounds the memory of attention where torch has no fused kernel.
 SLICE_ELEMENTS = 2**26
+# Query places of one slice of one head, on a CPU: their scores stay in its caches.
+ROWS = 512
+
+# Types of device on which torch's fused kernel was found to write the scores of all places at once into memory.
+UNSLICED: Set[str] = set()
 
 _HAS_FUSED_KERNEL = hasattr(functional, "scaled_dot_product_attention")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for q (B,heads,N,d), k and v (B,heads,M,d) (Vaswani et al. 2017, eq. 1)."""
-    # The CPU's fused kernel gains nothing from bfloat16 and is slower backwards than plain products.
-    plain_is_faster = q.device.type == "cpu" and (q.requires_grad or q.dtype is torch.bfloat16)
-    if _HAS_FUSED_KERNEL and not plain_is_faster:
-        return functional.scaled_dot_product_attention(q, k, v)
-    return attend_in_slices(q, k, v)
+    return attention_kernel(q.device.type, q.dtype, trains=q.requires_grad)(q, k, v)
+
+
+def attention_kernel(device: str, dtype: torch.dtype, *, trains: bool) -> Kernel:
+    """The quickest way there is, for a type of device ('cpu' or a card) and the dtype of q, k and v.
+
+    torch's fused kernel is slower backwards on a CPU than plain products, and in bfloat16 gains nothing over float32
+    unless the CPU has matrix units for it.
+    """
+    cpu_bf16 = device == "cpu" and dtype is torch.bfloat16 and not trains
+    cpu_trains = device == "cpu" and trains
+    fused = _HAS_FUSED_KERNEL and device not in UNSLICED
+    if fused and not cpu_trains and not (cpu_bf16 and AMX_BF16 not in processor_flags()):
+        return functional.scaled_dot_product_attention
+    return attend_by_head if cpu_bf16 else attend_in_slices
 
 
 def attend_in_slices(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -35,6 +53,20 @@ def attend_in_slices(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     rows = max(1, SLICE_ELEMENTS // (batch * heads * k.shape[2]))
     keys = k.transpose(-1, -2) * width**-0.5
     return torch.cat([(part @ keys).softmax(dim=-1) @ v for part in q.split(rows, dim=2)], dim=2)
+
+
+def attend_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same sum, a slice of the query places of one head at a time; for what is not trained."""
+    batch, heads, places, width = q.shape
+    if places * k.shape[2] <= ROWS * ROWS // 4:  # so few scores are there for all heads at once
+        return attend_in_slices(q, k, v)
+    out = q.new_empty(batch, places, heads, v.shape[3]).transpose(1, 2)  # as the next layer reads it
+    for picture in range(batch):
+        for head in range(heads):
+            keys, values = k[picture, head].t() * width**-0.5, v[picture, head]
+            for rows, into in zip(q[picture, head].split(ROWS), out[picture, head].split(ROWS)):
+                into.copy_((rows @ keys).softmax(dim=-1) @ values)
+    return out
 
 
 class GEGLU(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import os
 import subprocess
@@ -50,8 +51,8 @@ class FakeModel:
         return [self._picture(request) for request in requests]
 
     def _picture(self, request: GenerationRequest) -> Picture:
-        data = None if request.prompt in self._drop else content(request)
-        return Picture(data=data, flagged=request.prompt in (*self._flag, *self._drop), seconds=0.5)
+        encode = None if request.prompt in self._drop else functools.partial(content, request)
+        return Picture(encode=encode, flagged=request.prompt in (*self._flag, *self._drop), seconds=0.5)
 
 
 def content(request: GenerationRequest) -> bytes:

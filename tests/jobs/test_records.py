@@ -283,6 +283,7 @@ def test_who_tries_what_is_there_once_a_worker_has_died_here(path):
     second = book(path, "two")
     assert second.deaths() == {0: 1, 1: 1}
     second.begin([2])
+    second.flush()
     assert {session.worker: session.trying for session in read_records(path).sessions} == {"one": (0, 1), "two": (2,)}
     second.leave()
     third = book(path, "three")

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ldm.errors import ConfigError
 from ldm.modules.attention import attend
+from ldm.modules.diffusionmodules.doubling import DoublingConv2d, repeated
 
 
 class Upsample(nn.Module):
@@ -21,10 +22,10 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, *, with_conv: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if with_conv else nn.Identity()
+        self.conv = DoublingConv2d(channels, channels, 3, padding=1) if with_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return repeated(x) if self.conv is None else self.conv(x)
 
 
 class Downsample(nn.Module):

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ldm.errors import ConfigError
 from ldm.modules.attention import SpatialTransformer, zeroed
 from ldm.modules.deep_cache import DeepCache
+from ldm.modules.diffusionmodules.doubling import DoublingConv2d, repeated
 from ldm.modules.diffusionmodules.util import timestep_embedding
 from ldm.modules.token_merging import TokenMerging
 
@@ -26,12 +26,10 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, *, use_conv: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else None
+        self.conv = DoublingConv2d(channels, channels, 3, padding=1) if use_conv else None
 
     def forward(self, x: Tensor, size: Optional[Sequence[int]] = None) -> Tensor:
-        size = [2 * side for side in x.shape[2:]] if size is None else list(size)
-        x = functional.interpolate(x, size=size, mode="nearest")
-        return x if self.conv is None else self.conv(x)
+        return repeated(x, size) if self.conv is None else self.conv(x, size)
 
 
 class Downsample(nn.Module):

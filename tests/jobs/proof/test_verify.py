@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -302,8 +303,7 @@ class Choosy(FakeModel):
 
     def _picture(self, request):
         picture = super()._picture(request)
-        data = picture.data and generate([request])[0].data
-        return picture.__class__(data=data, flagged=picture.flagged, seconds=picture.seconds)
+        return dataclasses.replace(picture, encode=picture.encode and generate([request])[0].encode)
 
 
 def test_failed_pictures_are_named_and_keep_a_run_from_being_proven(tmp_path):
@@ -383,7 +383,7 @@ def test_a_picture_in_a_tar_and_beside_it_is_for_the_packer(tmp_path):
     image = prepared.run.shard(0).images[1]
     path = prepared.run.image_path(image.file)
     path.parent.mkdir()
-    path.write_bytes(generate([image.request])[0].data)
+    path.write_bytes(generate([image.request])[0].encode())
     assert problems(prepared) == ["packing: samples/000/000001.png is there, and in a tar too"]
     assert pack_run(prepared.run, prepared.info) == []
     assert problems(prepared) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from jobs.records import RecordBook, read_records
@@ -173,8 +175,12 @@ def test_a_packed_shard_is_not_made_again_by_a_worker_that_comes_back(made):
     assert before
 
 
-def test_a_shard_that_is_packed_under_a_worker_costs_it_its_batch_and_nothing_else(prepared):
-    """The other copy of a requeued task: all is done by the one, while the other is at its first batch."""
+def test_a_shard_that_is_packed_under_a_worker_costs_it_two_batches_and_nothing_else(prepared, monkeypatch):
+    """The other copy of a requeued task: all is done by the one, while the other is at its first batch. It takes up the
+    second before it has read again what is recorded.
+    """
+    monkeypatch.setattr("jobs.records.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("jobs.records.FLUSH_SHARE", 0)
     run, model, twin = prepared.run, FakeModel(), FakeModel()
 
     def generate(requests):
@@ -184,7 +190,7 @@ def test_a_shard_that_is_packed_under_a_worker_costs_it_its_batch_and_nothing_el
         return [picture_of_another_card(picture) for picture in model(requests)]
 
     assert run_shard(run.shard(0), run, generate, ONE).done
-    assert model.batches == [["picture number 0", "picture number 1"]]
+    assert [batch[0] for batch in model.batches] == ["picture number 0", "picture number 2"]
     assert not (run.path / "samples/000").is_dir() or not own_files(run, prepared.info, 0)
     for image in run.shard(0).images:
         record = read_records(run.records_path(0)).images[image.index]
@@ -192,7 +198,7 @@ def test_a_shard_that_is_packed_under_a_worker_costs_it_its_batch_and_nothing_el
 
 
 def picture_of_another_card(picture):
-    return picture.__class__(data=picture.data + b" on another card", flagged=False, seconds=picture.seconds)
+    return dataclasses.replace(picture, encode=lambda: picture.encode() + b" on another card")
 
 
 def test_what_was_made_after_packing_is_found_in_a_further_tar(made):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from jobs.config import read_settings
 from jobs.rundir import RunDir
 from jobs.submit import probe
+from jobs.worker.measuring import Findings, Tried
 from ldm.errors import RunError
 from tests.jobs.support import REHEARSAL, jobs, write_prompts
 
@@ -72,3 +74,45 @@ def test_a_probe_that_makes_no_picture_says_where_to_look(tmp_path, monkeypatch)
     settings = read_settings([*REHEARSAL, f"outputs={tmp_path / 'outputs'}"])
     with pytest.raises(RunError, match=r"the probe made no picture; see python -m jobs logs .* --failed"):
         list(probe.probe(write_prompts(tmp_path), settings, lambda words: None))
+
+
+def findings(*seconds, most=None):
+    return Findings("gpu X, float16", 512, 768, tuple(Tried(2**i, each) for i, each in enumerate(seconds)), most)
+
+
+def test_the_quickest_batch_size_is_said_with_what_to_type():
+    lines = list(probe.advice(findings(0.05, 0.04, 0.02, most=23), 2, Path("my prompts.txt")))
+    assert lines == [
+        "pictures at once: ms a picture and step, 768x512 px, gpu X, float16: 1: 50, 2: 40, 4: 20",
+        "there is memory for 23 pictures at once",
+        "quickest: python -m jobs submit 'my prompts.txt' batch_size=4, 2.00 times as quick as batch_size=2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("planned", "said"), [(2, "batch_size=2 is as quick as any"), (4, "batch_size=4 is as quick as any")]
+)
+def test_a_batch_size_that_is_good_may_stay(planned, said):
+    assert list(probe.advice(findings(0.05, 0.02, 0.0202), planned, Path("a.txt")))[-1] == said
+
+
+def test_a_batch_size_that_was_not_tried_is_compared_with_nothing():
+    assert list(probe.advice(findings(0.05, 0.02), 3, Path("a.txt")))[-1] == (
+        "quickest: python -m jobs submit a.txt batch_size=2"
+    )
+
+
+def test_the_shipped_model_is_probed_here_with_its_batches(tmp_path):
+    """The whole way on a CPU, whose numbers say nothing about a card."""
+    write_prompts(tmp_path, 3)
+    words = ["model=emoji-v1", "steps=2", "batch_size=1", "outputs=outputs", "device=cpu"]
+    done = jobs("probe", "prompts.txt", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert re.match(
+        r"pictures at once: ms a picture and step, 64x64 px, cpu .*, \w+: 1: [\d.e+]+, 2: [\d.e+]+$", lines[2]
+    )
+    assert re.match(
+        r"batch_size=1 is as quick as any|quickest: python -m jobs submit prompts.txt batch_size=2, ", lines[3]
+    )
+    assert jobs("probe", "prompts.txt", *words, cwd=tmp_path).stdout == done.stdout, "what was found stays"

@@ -19,7 +19,7 @@ def make(prepared, seconds: float, worker: str = "one") -> None:
     """Make all of a run with pictures that say they took so long; the first of each batch took ten times that."""
 
     def generate(requests):
-        return [Picture(b"x", False, seconds * (10 if number == 0 else 1)) for number, _ in enumerate(requests)]
+        return [Picture(lambda: b"x", False, seconds * (10 if number == 0 else 1)) for number, _ in enumerate(requests)]
 
     for shard in range(prepared.info.plan.shards):
         run_shard(prepared.run.shard(shard), prepared.run, generate, Worker(worker, "fake", batch_size=4))

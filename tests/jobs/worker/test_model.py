@@ -15,12 +15,14 @@ from jobs.config import read_settings
 from jobs.records import read_records
 from jobs.submit.launch import missing_shards, run_here
 from jobs.submit.prepare import Prepared
-from jobs.worker.model import check_unchanged, load, naming_lack_of_memory, picture_or_second_try, to_picture
+from jobs.worker.model import check_unchanged, load, measure, naming_lack_of_memory, picture_or_second_try, to_picture
 from ldm.errors import GenerationError, NoMemoryError, WeightsError
+from ldm.inference import runtime
 from ldm.inference.images import encode, read_parameters
 from ldm.inference.infotext import parse_infotext
 from ldm.inference.pipeline import GeneratedImage, Pipeline
 from ldm.inference.spec import GenerationRequest, SamplerConfig
+from tests.cards import FakeGraphs, FakeMemory
 from tests.jobs.support import prepare
 from tests.tiny import random_model
 
@@ -67,8 +69,29 @@ def test_the_model_is_loaded_once_and_says_its_device(prepared):
     generate, device = load(prepared.info, prepared.info.settings.spec)
     pictures = generate([image.request for image in prepared.run.shard(0).images])
     assert len(pictures) == 2
-    assert all((picture.data or b"").startswith(b"\x89PNG") for picture in pictures)
+    assert all(picture.encode().startswith(b"\x89PNG") for picture in pictures)
     assert device.startswith("cpu ")
+
+
+def test_the_device_is_named_with_the_dtype_that_it_computes_in(prepared):
+    assert load(prepared.info, prepared.info.settings.spec)[1].endswith(" threads, float32")
+
+
+@pytest.mark.parametrize("on_card", [False, True])
+def test_batches_of_the_first_picture_are_measured_where_pictures_are_made(prepared, monkeypatch, on_card):
+    waited = []
+    if on_card:
+        memory = FakeMemory(10)
+        monkeypatch.setattr(memory, "peak", lambda work: len(work()))  # a byte a row; with guidance two a picture
+        monkeypatch.setattr(runtime, "memory_of", lambda device: memory)
+        graphs = FakeGraphs()
+        monkeypatch.setattr(graphs, "wait", lambda: waited.append(True))
+        monkeypatch.setattr(runtime, "graphs_of", lambda device: graphs)
+    found = measure(prepared.info, prepared.info.settings.spec, small_request())
+    assert (found.height, found.width, found.most) == (64, 64, 4 if on_card else None)
+    assert found.tried[0].pictures == 1
+    assert found.advised is not None
+    assert bool(waited) is on_card
 
 
 def test_a_checkpoint_of_another_size_is_refused(prepared, tmp_path):
@@ -96,13 +119,13 @@ def test_a_checkpoint_that_is_gone_is_named(prepared):
 def test_a_dropped_picture_has_no_file(prepared):
     image = GeneratedImage(request=GenerationRequest(prompt="a"), pixels=None, seconds=0.5, flagged=True)
     picture = to_picture(image, prepared.info)
-    assert (picture.data, picture.flagged, picture.seconds) == (None, True, 0.5)
+    assert (picture.encode, picture.flagged, picture.seconds) == (None, True, 0.5)
 
 
 def test_a_picture_keeps_its_pixels(prepared):
     pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
     image = GeneratedImage(request=GenerationRequest(prompt="a"), pixels=pixels, seconds=0.5)
-    with Image.open(io.BytesIO(to_picture(image, prepared.info).data or b"")) as decoded:
+    with Image.open(io.BytesIO(to_picture(image, prepared.info).encode())) as decoded:
         assert np.array_equal(np.asarray(decoded), pixels)
 
 
@@ -110,7 +133,7 @@ def test_a_picture_keeps_its_pixels(prepared):
 def test_a_picture_is_in_the_format_of_the_job(tmp_path, format):
     info = prepare(tmp_path, f"format={format}", "quality=80").info
     image = GeneratedImage(request=GenerationRequest(prompt="a"), pixels=np.zeros((8, 8, 3), np.uint8), seconds=0.5)
-    data = to_picture(image, info).data or b""
+    data = to_picture(image, info).encode()
     assert data == encode(image.pixels, format, read_parameters(io.BytesIO(data)), quality=80)
     assert parse_infotext(read_parameters(io.BytesIO(data))).prompt == "a"
 
@@ -141,7 +164,7 @@ def test_a_picture_that_overflows_in_half_precision_is_made_in_float32_and_says_
     (attempted,) = half.attempt([small_request()])
     picture = picture_or_second_try(small_request(), attempted, half, prepared.info)
     assert picture.note == "made in float32: seed 1, prompt 'a cat': the model gave NaN in float64"
-    with Image.open(io.BytesIO(picture.data)) as decoded:
+    with Image.open(io.BytesIO(picture.encode())) as decoded:
         assert decoded.size == (64, 64)
     assert not half.in_full_precision
 
@@ -167,6 +190,20 @@ def test_without_memory_for_float32_the_picture_fails_for_its_own_reason(prepare
     assert isinstance(failure, GenerationError)
     assert re.search(r"NaN in float64; there is no memory to try it in float32: CUDA out of memory", str(failure))
     assert not half.in_full_precision
+
+
+def test_when_memory_is_full_what_was_recorded_of_the_network_is_given_back(prepared, monkeypatch):
+    told = []
+    monkeypatch.setattr(Pipeline, "release_recordings", lambda pipeline: told.append("released"))
+    generate, _ = load(prepared.info, prepared.info.settings.spec)
+
+    def full(pipeline, requests):
+        raise RuntimeError("HIP out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(Pipeline, "attempt", full)
+    with pytest.raises(NoMemoryError, match="HIP out of memory"):
+        generate([small_request()] * 2)
+    assert told == ["released"]
 
 
 def test_torchs_lack_of_memory_is_named_whatever_torch_calls_it():

@@ -59,6 +59,19 @@ def test_the_next_batch_is_begun_only_if_one_as_long_as_the_longest_fits(clock):
     assert limits.spent()
 
 
+@pytest.mark.parametrize(("writing", "needed"), [(4.0, 10 + 4 + 10), (16.0, 20 + 16 + 10)])
+def test_time_is_left_to_write_the_batch_before_and_then_the_last(clock, writing, needed):
+    """Batches of 8 s; the one before is written while the last is sampled, or for longer."""
+    limits = Limits(deadline=1100.0, clock=clock)
+    take(limits, clock, 8.0)
+    with limits.writing():
+        clock.now += writing
+    clock.now = 1100.0 - needed
+    limits.check()
+    clock.now += 0.1
+    assert halted(limits).reason == f"{needed} s are left and the next batch needs {needed} s"
+
+
 def test_a_slow_batch_long_ago_counts_no_more(clock):
     limits = Limits(deadline=1100.0, clock=clock)
     for seconds in (40.0, *[1.0] * 8):

@@ -13,6 +13,7 @@ from jobs.attendance import End, read_attendances
 from jobs.records import read_summary
 from jobs.storage.pack import Finish, finish_shard
 from jobs.worker import work as module
+from jobs.worker.measuring import Findings, Tried, read_findings
 from jobs.worker.place import Place
 from jobs.worker.work import work
 from jobs.worker.worker import Worker, run_shard
@@ -55,6 +56,38 @@ def test_alone_a_process_does_everything(tmp_path, model):
     prepared = prepare(tmp_path)
     assert work(prepared.run) == 0
     assert done(prepared) == [0, 1, 2]
+
+
+def test_batches_are_measured_behind_the_pictures_if_somebody_asked(tmp_path, model, monkeypatch):
+    prepared = prepare(tmp_path, "height=128")
+    made = []
+
+    def measure(info, spec, request):
+        made.append((done(prepared), request.height))
+        return Findings("gpu X", request.height, request.width, (Tried(1, 0.5),), 7)
+
+    monkeypatch.setattr("jobs.worker.model.measure", measure)
+    assert work(prepared.run) == 0
+    assert read_findings(prepared.run) is None
+    prepared.run.measure_path.touch()
+    for _ in range(2):  # nothing is left to make, and then nothing to measure
+        assert work(prepared.run) == 0
+        assert read_findings(prepared.run).most == 7
+    assert made == [([0, 1, 2], 128)]
+
+
+def test_batches_that_cannot_be_measured_cost_no_picture_and_keep_nobody_waiting(tmp_path, model, monkeypatch, caplog):
+    prepared = prepare(tmp_path)
+
+    def full(info, spec, request):
+        raise RuntimeError("HIP error: invalid device function")
+
+    monkeypatch.setattr("jobs.worker.model.measure", full)
+    prepared.run.measure_path.touch()
+    assert work(prepared.run) == 0
+    assert done(prepared) == [0, 1, 2]
+    assert read_findings(prepared.run).advised is None
+    assert "batch sizes cannot be measured: HIP error: invalid device function" in caplog.text
 
 
 def test_the_processes_of_a_step_share_the_shards(tmp_path, model, environ):
@@ -279,7 +312,7 @@ def test_a_process_stops_before_a_batch_that_would_not_end_in_time(tmp_path, mod
     assert [len(batch) for batch in model.batches] == [2], "the first is always tried"
     [process] = attendances(prepared)
     assert process.end is End.OUT_OF_TIME
-    assert re.fullmatch(r"[45] s are left and the next batch needs 10 s", process.message)
+    assert re.fullmatch(r"[45] s are left and the next batch needs 1\d s", process.message)
 
 
 def test_a_limit_too_short_for_one_batch_is_an_error_and_no_endless_round(tmp_path, monkeypatch):

@@ -248,6 +248,25 @@ def test_a_request_that_the_model_refuses_fails_alone(run):
     assert (summary.made, summary.failed) == (5, 1)
 
 
+def test_a_request_whose_parameters_fit_into_no_file_fails_alone(run):
+    model = FakeModel()
+
+    def generate(requests):
+        return [
+            dataclasses.replace(picture, encode=too_long) if request.prompt == "picture number 2" else picture
+            for request, picture in zip(requests, model(requests))
+        ]
+
+    summary = run_shard(run.shard(0), run, generate, one())
+    assert (summary.made, summary.failed) == (5, 1)
+    assert read_records(run.records_path(0)).failures[2].error == "the parameters must fit into a JPEG"
+    assert len(model.batches) == 3, "nothing is sampled again"
+
+
+def too_long() -> bytes:
+    raise RequestError("the parameters must fit into a JPEG")
+
+
 def test_what_concerns_every_picture_ends_the_worker(run):
     def lose_the_card(requests):
         raise DeviceError("the card is gone")
@@ -278,7 +297,16 @@ def test_of_two_workers_the_first_file_stays_and_both_records_describe_it(run):
     assert read_records(run.records_path(0)).images[0].sha256 == sha256(path.read_bytes())
 
 
-def test_what_another_worker_makes_meanwhile_is_not_made_again(run):
+@pytest.fixture
+def told_at_once(monkeypatch):
+    """Nothing that is to be written waits for a second to pass."""
+    monkeypatch.setattr("jobs.records.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("jobs.records.FLUSH_SHARE", 0)
+
+
+@pytest.mark.usefixtures("told_at_once")
+def test_what_another_worker_makes_meanwhile_is_not_made_again_but_for_the_next_batch(run):
+    """The next one is taken up before the records are read again, while the first is written."""
     model, twin = FakeModel(), FakeModel()
 
     def generate(requests):
@@ -288,29 +316,30 @@ def test_what_another_worker_makes_meanwhile_is_not_made_again(run):
 
     summary = run_shard(run.shard(0), run, generate, one())
     assert (summary.done, summary.made) == (True, 6)
-    assert model.batches == [["picture number 0", "picture number 1"]]
-    assert [session.made for session in summary.sessions] == [6, 2]
+    assert model.batches == [["picture number 0", "picture number 1"], ["picture number 2", "picture number 3"]]
+    assert [session.made for session in summary.sessions] == [6, 4]
     assert files(run) == expected(run)
 
 
-def test_a_picture_that_another_worker_recorded_and_whose_file_went_is_made(run):
+@pytest.mark.usefixtures("told_at_once")
+def test_a_picture_that_another_worker_recorded_and_whose_file_went_is_made(tmp_path):
+    run = prepare(tmp_path, "images_per_shard=8", count=8).run
     model, twin = FakeModel(), FakeModel()
 
     def generate(requests):
         if not twin.batches:
             run_shard(run.shard(0), run, twin, Worker("two", "fake", batch_size=2))
-            (run.path / "samples/000/000005.png").unlink()
+            (run.path / "samples/000/000007.png").unlink()
         return model(requests)
 
     assert run_shard(run.shard(0), run, generate, one()).done
-    assert model.batches == [["picture number 0", "picture number 1"], ["picture number 4", "picture number 5"]]
+    assert [batch[0] for batch in model.batches] == ["picture number 0", "picture number 2", "picture number 6"]
     assert files(run) == expected(run)
 
 
-def test_two_workers_of_a_shard_meet_instead_of_making_everything_twice(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("told_at_once")
+def test_two_workers_of_a_shard_meet_instead_of_making_everything_twice(tmp_path):
     """Each batch takes 20 ms; side by side in the same order, the two would make 120 pictures of 60."""
-    monkeypatch.setattr("jobs.records.FLUSH_SECONDS", 0.0)
-    monkeypatch.setattr("jobs.records.FLUSH_SHARE", 0)
     run = prepare(tmp_path, "images_per_shard=60", count=60).run
     models = {name: FakeModel() for name in ("one", "two")}
 

@@ -50,6 +50,15 @@ def test_half_precision_is_widened_before_it_is_scaled():
     assert np.array_equal(to_pixels(image.bfloat16())[0], to_pixels(image.bfloat16().float())[0])
 
 
+def test_a_picture_lies_in_memory_as_a_file_has_it():
+    image = torch.randn(2, 3, 16, 8, generator=torch.Generator().manual_seed(0))
+    for order in (torch.contiguous_format, torch.channels_last):
+        for pixels, each in zip(to_pixels(image.contiguous(memory_format=order)), image):
+            assert pixels.flags.c_contiguous
+            scaled = (255.0 * ((each.clamp(-1, 1) + 1.0) / 2.0)).permute(1, 2, 0).numpy()
+            assert np.array_equal(pixels, scaled.astype(np.uint8))
+
+
 def test_tensors_span_minus_one_to_one():
     pixels = np.array([[[0, 255, 51]]], dtype=np.uint8)
     assert to_tensor(pixels).flatten().tolist() == pytest.approx([-1.0, 1.0, -0.6])

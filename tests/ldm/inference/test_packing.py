@@ -13,6 +13,7 @@ from ldm.inference import packing
 from ldm.inference.packing import PackedConv2d, PackedLinear, can_pack, pack, unpack
 from ldm.inference.pipeline import Pipeline
 from ldm.inference.spec import GenerationRequest, SamplerConfig
+from ldm.modules.diffusionmodules.doubling import DoublingConv2d
 from tests.tiny import random_model
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -36,6 +37,8 @@ def plain_layers() -> list[nn.Module]:
         nn.Conv2d(24, 40, 1, bias=False),
         nn.Conv2d(24, 48, 3, padding=1, groups=2),
         nn.Conv2d(24, 40, (3, 1), padding=(1, 0), dilation=(2, 1)),
+        DoublingConv2d(24, 40, 3, padding=1),
+        DoublingConv2d(24, 40, 3, padding=1, bias=False),
     ]
 
 
@@ -50,7 +53,7 @@ def test_a_packed_layer_gives_what_the_plain_one_gives_for_any_size(number, dtyp
     model = wrapped(plain_layers()[number], dtype)
     packed = copy.deepcopy(model)
     assert pack(packed) == 1
-    for shape in ((2, 24, 8, 8), (1, 24, 5, 9), (2, 24, 8, 8)):
+    for shape in ((2, 24, 8, 8), (1, 24, 5, 9), (3, 24, 3, 20), (1, 24, 9, 5), (2, 24, 8, 8)):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
         x = x if isinstance(model[0], nn.Conv2d) else x.flatten(2).transpose(1, 2)
         assert (packed(x) - model(x)).abs().max() <= tolerance(dtype)
@@ -63,7 +66,7 @@ def test_what_is_unpacked_is_what_was_packed(number, dtype):
     model = wrapped(plain_layers()[number], dtype)
     before = copy.deepcopy(model.state_dict())
     pack(model)
-    assert isinstance(model[0], (PackedLinear, PackedConv2d))
+    assert isinstance(model[0], packing.Packed)
     if isinstance(model[0], PackedConv2d):
         model(torch.zeros(1, 24, 8, 8, dtype=dtype))
     assert unpack(model) == 1
@@ -85,6 +88,8 @@ class Shifted(nn.Linear):
         Shifted(4, 4),
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
         nn.Linear(4, 4, dtype=torch.float64),
+        DoublingConv2d(4, 4, 5, padding=2),
+        DoublingConv2d(4, 4, 3, padding=1, groups=2),
         nn.Embedding(4, 4),
     ],
 )
@@ -92,6 +97,24 @@ def test_layers_that_compute_something_else_stay(layer):
     model = nn.Sequential(layer)
     assert pack(model) == 0
     assert model[0] is layer
+
+
+@needs_packing
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_packed_doubling_takes_odd_sizes_like_the_plain_one(dtype):
+    layer = DoublingConv2d(8, 8, 3, padding=1).to(dtype).requires_grad_(False)
+    x = torch.randn(1, 8, 10, 20, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = layer(x, (19, 40))
+    packed = nn.Sequential(layer)
+    pack(packed)
+    assert (packed[0](x, (19, 40)) - expected).abs().max() <= tolerance(dtype)
+
+
+def test_trying_the_operators_draws_no_random_number():
+    can_pack.cache_clear()
+    before = torch.get_rng_state()
+    can_pack(torch.float32)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def request(seed: int = 1) -> GenerationRequest:

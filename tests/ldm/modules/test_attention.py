@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 
 from ldm.modules import attention
-from ldm.modules.attention import GEGLU, CrossAttention, SpatialTransformer, attend, attend_in_slices
+from ldm.modules.attention import (
+    GEGLU,
+    CrossAttention,
+    SpatialTransformer,
+    attend,
+    attend_by_head,
+    attend_in_slices,
+    attention_kernel,
+)
+
+FUSED = getattr(functional, "scaled_dot_product_attention", None)
+needs_fused = pytest.mark.skipif(FUSED is None, reason="this torch has no fused kernel: the next test is for it")
 
 
 def qkv(places: int, words: int) -> tuple:  # type: ignore[type-arg]
@@ -20,6 +32,44 @@ def test_slices_change_nothing(places: int, words: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(attention, "SLICE_ELEMENTS", 100)
     # The products of a slice are the same, but a kernel may sum them in another order.
     assert torch.allclose(attend_in_slices(*qkv(places, words)), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize(("places", "words"), [(1, 1), (300, 300), (700, 77), (130, 1000)])
+def test_one_head_at_a_time_gives_the_same(places: int, words: int) -> None:
+    expected = attend_in_slices(*qkv(places, words))
+    assert torch.allclose(attend_by_head(*qkv(places, words)), expected, atol=1e-6)
+    in_bf16 = attend_by_head(*(x.bfloat16() for x in qkv(places, words)))
+    # Scores and weights are rounded to 8 bits, as in every kernel of that dtype.
+    assert (in_bf16.float() - expected).abs().max() < 0.05
+
+
+@needs_fused
+@pytest.mark.parametrize(
+    ("device", "dtype", "trains", "flags", "kernel"),
+    [
+        ("cpu", torch.float32, False, "", FUSED),
+        ("cpu", torch.float32, True, "", attend_in_slices),
+        ("cpu", torch.bfloat16, False, "avx512_bf16", attend_by_head),
+        ("cpu", torch.bfloat16, False, "avx512_bf16 amx_bf16", FUSED),
+        ("cpu", torch.bfloat16, True, "amx_bf16", attend_in_slices),
+        ("xpu", torch.bfloat16, False, "", FUSED),
+        ("xpu", torch.float16, True, "", FUSED),
+    ],
+)
+def test_the_kernel_follows_from_device_dtype_and_processor_alone(device, dtype, trains, flags, kernel, monkeypatch):
+    monkeypatch.setattr(attention, "processor_flags", lambda: frozenset(flags.split()))
+    assert attention_kernel(device, dtype, trains=trains) is kernel
+
+
+def test_a_torch_without_the_fused_kernel_has_plain_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_HAS_FUSED_KERNEL", False)
+    assert attention_kernel("xpu", torch.float16, trains=False) is attend_in_slices
+    assert attention_kernel("cpu", torch.float32, trains=False) is attend_in_slices
+
+
+def test_a_fused_kernel_that_needs_the_memory_of_all_scores_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "UNSLICED", {"xpu"})
+    assert attention_kernel("xpu", torch.float16, trains=False) is attend_in_slices
 
 
 @pytest.mark.parametrize(("places", "words"), [(16, 16), (64, 7)])

@@ -1,0 +1,47 @@
+"""A model that was read, made ready for the device that it is on."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+
+from ldm.inference import trial
+from ldm.inference.allocator import keep_freed_memory
+from ldm.inference.packing import can_pack, pack
+from ldm.inference.replay import Graphs, Replayed
+from ldm.inference.room import Memory
+from ldm.inference.runtime import Arithmetic, graphs_of, memory_of, settle_card
+from ldm.modules import attention
+
+
+def make_ready(model: Any, arithmetic: Arithmetic) -> None:
+    """Give the model the form that its device computes fastest with, once, before the first picture."""
+    memory, graphs = memory_of(model.device), graphs_of(model.device)
+    if memory is not None and graphs is not None:
+        make_ready_on_card(model, arithmetic, memory, graphs)
+        return
+    keep_freed_memory()
+    if can_pack(arithmetic.dtype):
+        pack(model)
+
+
+def make_ready_on_card(model: Any, arithmetic: Arithmetic, memory: Memory, graphs: Graphs) -> None:
+    """Settle the card's arithmetic and attention, put the channels last if it likes them so, and record the network."""
+    settle_card()
+    if arithmetic.channels_last:
+        model.to(memory_format=torch.channels_last)
+    settle_attention(model.device, arithmetic.dtype, memory)
+    model.model.forward = Replayed(model.model.forward, graphs)
+
+
+def settle_attention(device: torch.device, dtype: torch.dtype, memory: Memory) -> None:
+    """Have attention sliced on this type of device where torch's fused kernel would fill its memory."""
+    if trial.writes_all_scores(device, dtype, memory.peak):
+        attention.UNSLICED.add(device.type)
+
+
+def recordings_of(model: Any) -> Optional[Replayed]:
+    """What records the network of a model on a card; None on a CPU."""
+    forward = model.model.forward
+    return forward if isinstance(forward, Replayed) else None
