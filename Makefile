@@ -10,6 +10,7 @@ MODEL ?= emoji-v1
 SETTINGS ?=
 SEED ?= 1
 MINUTES ?= 15
+BENCH ?=
 
 # python3.8 on the path, else the newest 3.8 that pyenv has built.
 PYTHON38 ?= $(or $(shell python3.8 -c 'import sys; print(sys.executable)' 2>/dev/null),$\
@@ -22,7 +23,7 @@ SHELL_FILES = $(shell git ls-files '*.sh' .ci/run)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
-	@echo "Variables: PYTHON=$(PYTHON) TORCH='torch==...' PROMPTS=$(PROMPTS) MODEL=$(MODEL) SETTINGS='$(SETTINGS)' SEED=$(SEED) MINUTES=$(MINUTES)"
+	@echo "Variables: PYTHON=$(PYTHON) TORCH='torch==...' PROMPTS=$(PROMPTS) MODEL=$(MODEL) SETTINGS='$(SETTINGS)' SEED=$(SEED) MINUTES=$(MINUTES) BENCH='$(BENCH)'"
 
 run: .venv/run.stamp  ## prompts to pictures with the model that ships here, on a fresh machine
 	$(IN_VENV) python -m jobs submit '$(PROMPTS)' cluster=local model=$(MODEL) $(SETTINGS)
@@ -52,11 +53,12 @@ check: lint type test-quick  ## what must pass before a commit
 golden: .venv/test.stamp  ## rewrite the golden files of generated text; read the diff
 	UPDATE_GOLDEN=1 $(IN_VENV) pytest -k golden
 
-bench: .venv/test.stamp  ## measure loading, a worker's overhead, and the batch system in small on a Slurm cluster of its own
+bench: .venv/test.stamp .venv-peers/peers.stamp  ## measure loading, a worker's overhead, the batch system in small, the networks against diffusers
 	tools/apt.sh tests/apt-packages.txt
 	$(IN_VENV) python benchmarks/load.py
 	$(IN_VENV) python benchmarks/overhead.py
 	$(IN_VENV) python benchmarks/cluster.py
+	$(IN_VENV) python benchmarks/speed.py $(BENCH)
 
 chaos: .venv/test.stamp  ## let everything happen to a run on a Slurm cluster of its own for MINUTES, and judge it
 	tools/apt.sh tests/apt-packages.txt
@@ -66,7 +68,7 @@ test-dtk2210: .venv-dtk2210/test.stamp  ## unit and parity tests on Python 3.8 a
 	.venv-dtk2210/bin/python -m pytest -rs -m "not slurm and not gpu and not weights"
 
 clean:  ## remove the virtual environments and caches; pictures stay
-	rm -rf .venv .venv-dtk2210 .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-dtk2210 .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 
 .venv/run.stamp: pyproject.toml requirements/tested.txt tools/venv.sh
 	tools/venv.sh run
@@ -75,6 +77,10 @@ clean:  ## remove the virtual environments and caches; pictures stay
 .venv/test.stamp: pyproject.toml requirements/tested.txt requirements/torch.txt tools/venv.sh
 	tools/venv.sh test
 	touch .venv/run.stamp $@
+
+.venv-peers/peers.stamp: .venv/test.stamp requirements/tested.txt tools/venv.sh
+	tools/venv.sh peers
+	touch $@
 
 .venv-dtk2210/test.stamp: requirements/dtk2210.txt tests/dtk2210-requirements.txt
 	$(PYTHON38) -m venv .venv-dtk2210

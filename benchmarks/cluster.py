@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from on_cluster import control_plane, overhead, page, scaling  # noqa: E402 - found from any folder
-from on_cluster.measure import Row  # noqa: E402
+from on_cluster.measure import Row, markdown  # noqa: E402
 
 from tests.integration.login_node import LoginNode  # noqa: E402
 from tests.slurm_lab.cluster import SlurmLab  # noqa: E402
@@ -98,7 +98,7 @@ def measured(parts: Dict[str, Callable[[], List[Row]]], wanted: Sequence[str]) -
     for name in wanted:
         rows = parts[name]()
         table += rows
-        print("\n".join(page.markdown(rows)[2:]), flush=True)
+        print("\n".join(markdown(rows)[2:]), flush=True)
     return table
 
 

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Make or complete the virtual environment in .venv:  tools/venv.sh run|test
+# Make or complete a virtual environment, in .venv if nothing else is said:  tools/venv.sh run|test|peers
 #   run   what generating needs; torch without a card's libraries where pip can find such a build and no card is here
 #   test  everything that the tests, the linters and training need
+#   peers what benchmarks/speed.py compares with, in .venv-peers, on the same torch as .venv has
 # PYTHON names the interpreter to start from. TORCH names what to install as torch, such as TORCH=torch==2.13.0.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 level=${1:-}
-python=.venv/bin/python
+venv=.venv
+[ "$level" != peers ] || venv=.venv-peers
+python=$venv/bin/python
 
 make_venv() {
   local base=${PYTHON:-python3}
@@ -15,7 +18,7 @@ make_venv() {
     exit 2
   fi
   "$base" -c 'import ensurepip, venv' 2>/dev/null || tools/apt.sh --required python3-venv
-  "$base" -m venv .venv
+  "$base" -m venv "$venv"
   # The pip of Debian 11 and Ubuntu 20.04 cannot install a project in place that has a pyproject.toml and no setup.py.
   if ! "$python" -c 'import pip, sys; sys.exit(tuple(map(int, pip.__version__.split(".")[:2])) < (21, 3))'; then
     "$python" -m pip install --disable-pip-version-check --upgrade 'pip>=21.3'
@@ -52,10 +55,20 @@ install_for_test() {
   pip_install --no-deps invisible-watermark  # its opencv-python would need libGL
 }
 
+# A ratio says nothing of the programs where each has another torch.
+install_for_peers() {
+  local same
+  same=$(.venv/bin/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))') || {
+    echo "tools/venv.sh peers takes the torch of .venv, which has none: make it first with tools/venv.sh test" >&2
+    exit 2
+  }
+  pip_install "$same" accelerate diffusers safetensors transformers
+}
+
 case $level in
-  run | test) ;;
+  run | test | peers) ;;
   *)
-    echo "usage: tools/venv.sh run|test, got '$level'" >&2
+    echo "usage: tools/venv.sh run|test|peers, got '$level'" >&2
     exit 2
     ;;
 esac

@@ -1,15 +1,17 @@
-"""Running a command as a child and saying what it took; a measured value and its spread."""
+"""What a child took, a measured value with its spread, a table of such, and the machine that it was measured on."""
 
 from __future__ import annotations
 
 import os
+import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Optional, Sequence
+from typing import Dict, List, Optional, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDE = 0.1  # a spread above this is said
@@ -59,6 +61,21 @@ class Row:
     met: Optional[bool] = None
 
 
+def markdown(table: Sequence[Row]) -> List[str]:
+    """The rows as a table."""
+    met = {True: "yes", False: "**no**", None: ""}
+    rows = [f"| {row.what} | {row.bar} | {row.found} | {met[row.met]} |" for row in table]
+    return ["| what | bar | found | met |", "| --- | --- | --- | --- |", *rows]
+
+
+def processor() -> str:
+    """What this machine computes with, without any name."""
+    cpu = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    model = cpu.group(1) if cpu else platform.machine()
+    return f"{os.cpu_count()} x {model}, {memory:.0f} GiB, Python {platform.python_version()}"
+
+
 def jobs(*words: str) -> Sequence[str]:
     """The command line of `python -m jobs ...`."""
     return (sys.executable, "-m", "jobs", *words)
@@ -71,7 +88,8 @@ def run(command: Sequence[str], env: Optional[Dict[str, str]] = None) -> Cost:
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, restore_signals=False
     )
     assert process.stdout is not None
-    said = process.stdout.read()
+    with process.stdout:
+        said = process.stdout.read()
     _, status, used = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
     process.returncode = status

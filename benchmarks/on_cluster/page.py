@@ -6,13 +6,11 @@ import datetime
 import json
 import math
 import os
-import platform
-import re
 from collections import Counter
 from pathlib import Path
-from typing import List, Sequence
+from typing import Sequence
 
-from on_cluster.measure import ROOT, Row
+from on_cluster.measure import ROOT, Row, markdown, processor
 from on_cluster.scaling import Point, curve_table
 
 PAGE = ROOT / "docs" / "benchmarks-cluster.md"
@@ -75,21 +73,9 @@ def chaos_row(files: Sequence[Path]) -> Row:
     )
 
 
-def markdown(table: Sequence[Row]) -> List[str]:
-    """The rows as a table."""
-    met = {True: "yes", False: "**no**", None: ""}
-    rows = [f"| {row.what} | {row.bar} | {row.found} | {met[row.met]} |" for row in table]
-    return ["| what | bar | found | met |", "| --- | --- | --- | --- |", *rows]
-
-
 def machine(slurm: str) -> str:
     """What was measured on and when, without any name."""
-    cpu = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{datetime.date.today():%Y-%m-%d}, {os.cpu_count()} x {cpu.group(1) if cpu else platform.machine()}, "
-        f"{memory:.0f} GiB, Python {platform.python_version()}, {slurm}, simulated nodes on this one machine."
-    )
+    return f"{datetime.date.today():%Y-%m-%d}, {processor()}, {slurm}, simulated nodes on this one machine."
 
 
 def svg(points: Sequence[Point]) -> str:

@@ -33,7 +33,7 @@ def describe_kernels(device: str, precision: Precision) -> List[str]:
     """A line each: torch, the device, the dtype, attention, and on a CPU the packing of weights and the allocator.
 
     On a card the last lines are its free memory and whether its launches can be recorded.
-    `device` is 'auto', 'cpu', 'gpu', 'cuda' or 'dcu'. Raises DeviceError for a card that is not here.
+    `device` is one of DEVICES in runtime.py. Raises DeviceError for a card that is not here.
     """
     place = pick_device(device)
     arithmetic = choose_arithmetic(place, precision)

@@ -244,8 +244,10 @@ def in_a_child(run: RunDir, name: str, model: Callable[..., object]) -> int:
     return os.WEXITSTATUS(os.waitpid(child, 0)[1])
 
 
-def test_who_is_killed_while_a_batch_is_written_leaves_two_to_be_made_and_both_told_as_tried(run, monkeypatch):
-    """The process dies in the third batch, before a picture of the second is encoded."""
+def test_who_is_killed_while_a_batch_is_written_leaves_two_to_be_made_and_word_that_it_died(run, monkeypatch):
+    """The process dies in the third batch, before a picture of the second is encoded. It had written that it was at the
+    second; the third is told as tried by whoever meets it next.
+    """
     monkeypatch.setattr("jobs.records.FLUSH_SECONDS", 0.0)
     monkeypatch.setattr("jobs.records.FLUSH_SHARE", 0)
     read, write = os.pipe()
@@ -263,9 +265,10 @@ def test_who_is_killed_while_a_batch_is_written_leaves_two_to_be_made_and_both_t
     assert in_a_child(run, "one", Stages(sample, encode)) == 9
     assert made(run) == [0, 1]
     assert tried(run) == [2, 3]
-    model = FakeModel()
+    seen = []
+    model = Stages(lambda batch: seen.append(tried(run, "two")), nothing)
     assert run_shard(run.shard(0), run, model, worker("two")).done
-    assert [batch[0] for batch in model.batches] == ["picture number 4", "picture number 6", "picture number 2"]
+    assert seen == [[4, 5], [6, 7], [2, 3]]
     check_files(run)
 
 

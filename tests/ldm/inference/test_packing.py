@@ -23,6 +23,12 @@ needs_packing = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def small_matrices_are_packed_too(monkeypatch):
+    """So that the tests need no large ones."""
+    monkeypatch.setattr(packing, "LEAST_WEIGHTS_IN_FLOAT32", 0)
+
+
 def tolerance(dtype: torch.dtype) -> float:
     """Sums of up to 300 products near 1, in another order."""
     return 100 * torch.finfo(dtype).eps
@@ -108,6 +114,15 @@ def test_a_packed_doubling_takes_odd_sizes_like_the_plain_one(dtype):
     packed = nn.Sequential(layer)
     pack(packed)
     assert (packed[0](x, (19, 40)) - expected).abs().max() <= tolerance(dtype)
+
+
+@needs_packing
+def test_small_matrices_stay_plain_where_packing_would_slow_them_down(monkeypatch):
+    monkeypatch.setattr(packing, "LEAST_WEIGHTS_IN_FLOAT32", 24 * 40)
+    assert pack(wrapped(nn.Linear(24, 40), torch.float32)) == 0
+    assert pack(wrapped(nn.Linear(24, 41), torch.float32)) == 1
+    assert pack(wrapped(nn.Linear(24, 40), torch.bfloat16)) == 1
+    assert pack(wrapped(nn.Conv2d(4, 4, 3), torch.float32)) == 1
 
 
 def test_trying_the_operators_draws_no_random_number():

@@ -1,0 +1,113 @@
+"""What makes ours faster, each a switch that can be turned off, and what was tried and is not in use, to be turned on.
+
+No torch at import: the program that asks the servers reads this list too, and must stay small.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Mapping, Sequence, Tuple
+
+KEEP_LARGE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+
+
+def nothing(_pipeline: Any) -> None:
+    """For a lever that the environment alone moves."""
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One change to a server of ours: variables set before it starts, then a change of its loaded pipeline.
+
+    `what` is its row on the page; `dtypes` those that it changes anything in.
+    """
+
+    what: str
+    change: Callable[[Any], None] = nothing
+    env: Mapping[str, str] = field(default_factory=dict)
+    dtypes: Tuple[str, ...] = ("bfloat16", "float32")
+
+
+def unpack(pipeline: Any) -> None:
+    """Plain weights, as a checkpoint holds them."""
+    from ldm.inference import packing
+
+    packing.unpack(pipeline.model)
+
+
+def channels_last(pipeline: Any) -> None:
+    """Plain weights, the convolutions' with the channels innermost, which their outputs follow."""
+    import torch
+
+    unpack(pipeline)
+    pipeline.model.to(memory_format=torch.channels_last)
+
+
+def fused_attention(_pipeline: Any) -> None:
+    """torch's own kernel for attention in every dtype."""
+    from torch.nn import functional
+
+    from ldm.modules import attention
+
+    setattr(attention, "attend", functional.scaled_dot_product_attention)  # noqa: B010 - its type is wider
+
+
+def keep_keys(pipeline: Any) -> None:
+    """Keys and values of the prompt computed once for a text, not at every step."""
+    for name, module in pipeline.model.model.named_modules():
+        if name.endswith("attn2"):
+            _remember(module.to_k)
+            _remember(module.to_v)
+
+
+def _remember(layer: Any) -> None:
+    """Have a layer keep its last output, known by the numbers of the input: each step makes a tensor of its own."""
+    compute = layer.forward
+    last: Dict[str, Any] = {}
+
+    def forward(x: Any) -> Any:
+        if "x" not in last or last["x"].shape != x.shape or not bool((last["x"] == x).all()):
+            last.update(x=x.clone(), y=compute(x))
+        return last["y"]
+
+    layer.forward = forward
+
+
+def compile_network(pipeline: Any) -> None:
+    """torch.compile with frozen weights: the first call of each size compiles, for a minute or two."""
+    import torch
+    from torch._inductor import config
+
+    unpack(pipeline)
+    config.freezing = True
+    network = pipeline.model.model.diffusion_model
+    network.forward = torch.compile(network.forward, dynamic=False)
+
+
+IN_USE: Dict[str, Lever] = {
+    "packing": Lever("weights packed once for oneDNN", unpack),
+}
+LEFT_OUT: Dict[str, Lever] = {
+    "malloc": Lever("glibc told to keep large blocks", env=KEEP_LARGE_BLOCKS),
+    "huge-pages": Lever("torch's memory in huge pages", env={"THP_MEM_ALLOC_ENABLE": "1"}),
+    "keep-keys": Lever("keys and values of the prompt computed once", keep_keys),
+    "fused-attention": Lever("torch's fused attention kernel in bfloat16", fused_attention, dtypes=("bfloat16",)),
+    "channels-last": Lever("channels last instead of packed weights", channels_last),
+    "compile": Lever("`torch.compile` with frozen weights instead of packed ones", compile_network),
+}
+LEVERS = {**IN_USE, **LEFT_OUT}
+
+
+def environment(names: Sequence[str]) -> Dict[str, str]:
+    """The variables that these levers need."""
+    return {key: value for name in names for key, value in LEVERS[name].env.items()}
+
+
+def move(pipeline: Any, names: Sequence[str]) -> None:
+    """Make the changes of these levers to a pipeline; SystemExit if the process was started without their variables."""
+    missing = sorted(key for key in environment(names) if key not in os.environ)
+    if missing:
+        raise SystemExit(f"the levers {', '.join(names)} need {', '.join(missing)} set before the start")
+    for name in names:
+        LEVERS[name].change(pipeline)

@@ -1,0 +1,133 @@
+"""The page docs/benchmarks.md and its plot, from what was measured; and the file that keeps the measurements."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Sequence
+
+from on_cluster.measure import ROOT, Measured, markdown
+
+from on_processor import plot, rows
+from on_processor.parts import Series
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+PLOT = ROOT / "docs" / "images" / "speed.svg"
+TEXT = """# Speed on a processor
+
+`make bench` measures this and writes this page. {machine}
+
+All of it is done with one set of weights of the size of Stable Diffusion v1, random and the same for everybody. Each
+way has a process of its own that holds the model and computes when it is asked; they are asked in turns, one at a time,
+so that a ratio is of numbers taken right after each other. Values are medians, with the lowest and the highest of the
+rounds behind them; a spread above 10 % is said. *plain* is this project with all that is listed under [levers](#levers)
+switched off. diffusers runs as its documentation has it, channels last in bfloat16, in an environment of its own
+with the same torch. A forward of the U-Net is at batch 2, one step with guidance.
+
+## Networks
+
+{forwards}
+
+*Of the limit*: operations a second, over those of the fastest large product (matrices, a linear layer, a convolution)
+that the same libraries manage on this processor in the same round:
+
+{limits}
+
+![How much of the limit the U-Net reaches](images/speed.svg)
+
+{compiled}
+
+## Processes
+
+{processes}
+
+CompVis's own code is not run here, so no ratio to it stands on this page; nor does one to stable-diffusion.cpp.
+
+## Same numbers
+
+The length of the difference over the length of what it is compared with; ours passes where it is at most diffusers'
+with 5 % for chance. Both programs were given the same latents and words.
+
+{accuracy}
+
+## The small model
+
+emoji-v1, 64 px, must not pay for what the large one gains; the bar is {small_bar}x, as calls of a few milliseconds
+cannot be told apart more finely.
+
+{small}
+
+## Levers
+
+What ours loses on the U-Net at 256 px when one is switched off:
+
+{in_use}
+
+What was tried and is not in use:
+
+{left_out}
+"""
+
+
+def keep(file: Path, part: str, about: Sequence[str], series: Series) -> None:
+    """Put the series that a part has measured in the place of those of the same names."""
+    kept = read(file)
+    series = {**kept.get(part, {}).get("series", {}), **series}
+    kept[part] = {"date": f"{datetime.date.today():%Y-%m-%d}", "about": about, "series": series}
+    file.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+
+
+def read(file: Path) -> Dict[str, Any]:
+    """What is kept, by part; nothing where there is no file."""
+    kept: Dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return kept
+
+
+def write(file: Path) -> None:
+    """Replace the page and the plot by what is kept in the file."""
+    kept = read(file)
+    PAGE.write_text(text(kept), encoding="utf-8")
+    PLOT.write_text(plot.svg(all_series(kept)), encoding="utf-8")
+
+
+def all_series(kept: Mapping[str, Any]) -> Dict[str, Any]:
+    """The series of all parts."""
+    return {name: ways for part in kept.values() for name, ways in part["series"].items()}
+
+
+def text(kept: Mapping[str, Any]) -> str:
+    """The page."""
+    found = all_series(kept)
+    tables: Dict[str, List[str]] = {
+        "forwards": rows.forwards(found),
+        "limits": rows.limits(found),
+        "compiled": [compiled(found)],
+        "processes": markdown(rows.processes(found)),
+        "accuracy": rows.accuracy(found),
+        "small": rows.small(found),
+        "in_use": rows.lever_table(found, in_use=True),
+        "left_out": rows.lever_table(found, in_use=False),
+    }
+    lines = {name: "\n".join(each) for name, each in tables.items()}
+    return TEXT.format(machine=machine(kept), small_bar=rows.SMALL_BAR, **lines)
+
+
+def machine(kept: Mapping[str, Any]) -> str:
+    """When, on what and with what all parts were measured."""
+    dates = sorted({part["date"] for part in kept.values()}) or ["never"]
+    words = dict.fromkeys(word for part in kept.values() for word in part["about"])
+    return f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {', '.join(words)}."
+
+
+def compiled(found: rows.Found) -> str:
+    """What torch.compile changes for diffusers."""
+    against = rows.ratio(found.get("compiled unet bfloat16 256", {}), "ours", "diffusers")
+    if against is None:
+        return "Against diffusers with `torch.compile`: not measured."
+    series = found["compiled unet bfloat16 256"]
+    theirs, ours = (Measured(series[way]).text("s") for way in ("diffusers", "ours"))
+    return (
+        f"diffusers with `torch.compile` and frozen weights, which compiles for a minute or more in each process: the "
+        f"U-Net in bfloat16 at 256 px in {theirs}, ours in the same rounds {ours}: {against.text('x')}."
+    )

@@ -1,0 +1,307 @@
+"""What is measured: servers asked in turns, processes started in turns, and nothing computing beside the one measured.
+
+A part gives series, each as soon as it is there: by a name such as `unet bfloat16 256`, for each way the numbers of all
+rounds, in the order of the rounds, so that numbers of one round were taken right after each other and can be divided.
+Seconds, if nothing else is said.
+"""
+
+from __future__ import annotations
+
+import array
+import math
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from on_cluster.measure import ROOT, processor, run
+
+from on_processor import levers
+from on_processor.talk import Server, servers
+from on_processor.task import PROMPT, SEED, SIZE, STEPS
+
+SMALL_CONFIG = ROOT / "configs" / "emoji" / "v1.yaml"
+SMALL_WEIGHTS = ROOT / "models" / "emoji-v1" / "model.safetensors"
+TOKENIZER = ROOT / "models" / "emoji-v1" / "tokenizer"
+SCRIPTS = ROOT / "benchmarks" / "on_processor"
+PEERS = ROOT / "benchmarks" / "peers"
+SIZES = (SIZE, 2 * SIZE)
+SMALL_SIZE = 64
+ONE_PICTURE = ("--n_samples", "1", "--n_iter", "1", "--skip_grid", "--safety-checker", "off")
+PRECISIONS = {"bfloat16": "autocast", "float32": "full"}
+TASKS = {
+    "unet-bfloat16": (("unet", SIZE), ("unet", 2 * SIZE)),
+    "unet-float32": (("unet", SIZE), ("unet", 2 * SIZE)),
+    "vae-bfloat16": (("vae", SIZE), ("vae", 2 * SIZE)),
+    "vae-float32": (("vae", SIZE),),
+    "text-bfloat16": (("text",),),
+    "text-float32": (("text",),),
+}
+SMALL_TASKS = (("unet", SMALL_SIZE), ("vae", SMALL_SIZE), ("text",))
+
+Series = Dict[str, Dict[str, List[float]]]
+Task = Tuple[object, ...]  # a network, and the size of the picture where it depends on it
+Ask = Callable[[], float]
+
+
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # as Linux names them
+VERSIONS = "import diffusers as d, torch; print('diffusers', d.__version__, 'with torch', torch.__version__)"
+
+
+class NotHere(RuntimeError):
+    """What was to be measured cannot be on this machine; the message says why."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The model, where its weights lie, the Python that has diffusers (None: left out), how often all is measured."""
+
+    config: Path
+    folder: Path
+    peer: Optional[Path]
+    rounds: int
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model.safetensors"
+
+    @property
+    def inputs(self) -> Path:
+        return self.folder / "inputs.safetensors"
+
+    @property
+    def diffusers(self) -> Path:
+        """The same weights as diffusers keeps them."""
+        return self.folder / "diffusers"
+
+    def prepare(self) -> None:
+        """Make the files that are not there yet."""
+        sizes = [str(size) for size in SIZES]
+        run((sys.executable, str(SCRIPTS / "weights.py"), str(self.config), str(self.folder), *sizes))
+        small = (str(SMALL_CONFIG), str(self.folder / "small"), str(SMALL_SIZE))
+        run((sys.executable, str(SCRIPTS / "weights.py"), *small))
+        index = self.diffusers / "model_index.json"  # written last
+        stale = index.exists() and index.stat().st_mtime < self.model.stat().st_mtime
+        if self.peer and (stale or not index.exists()):
+            convert = (str(self.config), str(self.model), str(TOKENIZER), str(self.diffusers))
+            run((str(self.peer), str(PEERS / "diffusers_folder.py"), *convert))
+
+    def ours(self, dtype: str, moved: Sequence[str] = (), *, small: bool = False) -> Server:
+        """A server of ours; NotHere where the product would not compute in that dtype."""
+        inputs = self.folder / "small" / "inputs.safetensors" if small else self.inputs
+        files = (SMALL_CONFIG, SMALL_WEIGHTS, inputs) if small else (self.config, self.model, inputs)
+        command = [sys.executable, str(SCRIPTS / "our_server.py"), *map(str, files)]
+        command += ["--precision", PRECISIONS[dtype], "--move", *moved]
+        server = Server(command, levers.environment(moved))
+        found = server.ask("about")["dtype"]
+        if found != dtype:
+            server.close()
+            raise NotHere(f"this processor computes in {found}: {dtype} would be slower")
+        return server
+
+    def plain(self, dtype: str, *, small: bool = False) -> Server:
+        """A server of ours with all levers off."""
+        return self.ours(dtype, list(levers.IN_USE), small=small)
+
+    def theirs(self, dtype: str, *words: str) -> Server:
+        """A server of diffusers, channels last in bfloat16, which is its faster way there."""
+        last = ["--channels-last"] if dtype == "bfloat16" else []
+        command = [str(self.peer), str(PEERS / "diffusers_server.py"), str(self.diffusers), str(self.inputs)]
+        return Server([*command, "--dtype", dtype, *last, *words])
+
+
+def about(bench: Bench) -> List[str]:
+    """What is compared, and what it runs on."""
+    server = bench.ours("float32", small=True)
+    found = server.ask("about")
+    server.close()
+    flags = re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)[:1]
+    instructions = [name for name in INSTRUCTIONS if any(name in each.split() for each in flags)]
+    theirs = [run((str(bench.peer), "-W", "ignore", "-c", VERSIONS)).said.strip()] if bench.peer else []
+    ours = [processor(), " ".join(instructions), f"{found['threads']} threads", f"torch {found['torch']}"]
+    return [word for word in (*ours, *theirs) if word]
+
+
+def alternate(asks: Mapping[str, Ask], rounds: int) -> Dict[str, List[float]]:
+    """The answers of each way, all ways once a round, every second round from the last to the first; one to warm up."""
+    found: Dict[str, List[float]] = {way: [] for way in asks}
+    for ask in asks.values():
+        ask()
+    for number in range(rounds):
+        for way in list(asks)[:: -1 if number % 2 else 1]:
+            found[way].append(asks[way]())
+    return found
+
+
+def forwards(bench: Bench, name: str) -> Iterator[Series]:
+    """A network alone at each size, our way, our plain way and diffusers', and what the processor can do, in turns."""
+    dtype = name.split("-")[1]
+    starts: Dict[str, Callable[[], Server]] = {
+        "ours": partial(bench.ours, dtype),
+        "plain": partial(bench.plain, dtype),
+    }
+    if bench.peer:
+        starts["diffusers"] = partial(bench.theirs, dtype)
+    with servers(starts) as started:
+        for task in TASKS[name]:
+            asks = {way: _timer(server, task) for way, server in started.items()}
+            limit: Dict[str, Ask] = {"limit": lambda: float(started["ours"].ask("limit"))}  # GFLOP/s
+            yield {_name(task, dtype): alternate({**limit, **asks}, bench.rounds)}
+
+
+def compiled(bench: Bench) -> Iterator[Series]:
+    """The U-Net against diffusers with torch.compile and frozen weights, which takes a minute or two to compile."""
+    starts = {"ours": partial(bench.ours, "bfloat16"), "diffusers": partial(bench.theirs, "bfloat16", "--compile")}
+    if not bench.peer:
+        raise NotHere("diffusers is not here")
+    with servers(starts) as started:
+        asks = {way: _timer(server, ("unet", 256)) for way, server in started.items()}
+        yield {"compiled unet bfloat16 256": alternate(asks, bench.rounds)}
+
+
+def small(bench: Bench) -> Iterator[Series]:
+    """The networks of the model that ships, our way and the plain way."""
+    for dtype in PRECISIONS:
+        starts = {"ours": partial(bench.ours, dtype, small=True), "plain": partial(bench.plain, dtype, small=True)}
+        with servers(starts) as started:
+            for task in SMALL_TASKS:
+                asks = {way: _timer(server, task) for way, server in started.items()}
+                yield {f"small {_name(task, dtype)}": alternate(asks, 2 * bench.rounds)}
+
+
+def moved(bench: Bench, name: str) -> Iterator[Series]:
+    """The U-Net without a lever that is in use, or with one that is not: in turns with ours as it is."""
+    for dtype in levers.LEVERS[name].dtypes:
+        starts = {"ours": partial(bench.ours, dtype), "moved": partial(bench.ours, dtype, [name])}
+        with servers(starts) as started:
+            asks = {way: _timer(server, ("unet", SIZE)) for way, server in started.items()}
+            yield {f"lever {name} {dtype}": alternate(asks, bench.rounds)}
+
+
+def whole(bench: Bench) -> Iterator[Series]:
+    """Whole processes from start to file, a picture of 256 px in 10 PLMS steps, and the most memory of each in MiB."""
+    outdir = bench.folder / "pictures"
+    outdir.mkdir(exist_ok=True)
+    commands = {"ours": ours_txt2img(bench.config, bench.model, outdir)}
+    if bench.peer:
+        script = str(PEERS / "diffusers_txt2img.py")
+        commands["diffusers"] = (str(bench.peer), script, str(bench.diffusers), str(outdir / "diffusers.png"))
+    peaks: Dict[str, List[float]] = {way: [] for way in commands}
+
+    def ask(way: str) -> float:
+        cost = run(commands[way])
+        peaks[way].append(cost.peak_mib)
+        return cost.seconds
+
+    seconds = alternate({way: partial(ask, way) for way in commands}, bench.rounds)
+    yield {"whole": seconds, "whole MiB": {way: values[1:] for way, values in peaks.items()}}
+
+
+def start(bench: Bench) -> Iterator[Series]:
+    """From the start of a process to the U-Net's first call, and the most memory until then in MiB; files cached."""
+    first_call = (sys.executable, str(SCRIPTS / "first_call.py"))
+    outdir = bench.folder / "pictures"
+    commands = {
+        way: (*first_call, *ours_txt2img(bench.config, file, outdir)[1:])
+        for way, file in (("ours", bench.model), ("ours .ckpt", bench.model.with_suffix(".ckpt")))
+    }
+    if bench.peer:
+        script = str(PEERS / "diffusers_txt2img.py")
+        commands["diffusers"] = (str(bench.peer), script, str(bench.diffusers), "unused.png", "--first-call")
+    peaks: Dict[str, List[float]] = {way: [] for way in commands}
+
+    def ask(way: str) -> float:
+        started = time.perf_counter()
+        said = subprocess.run(
+            commands[way], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+        ).stdout
+        seconds = time.perf_counter() - started
+        peaks[way].append(float(said.split()[-1]))
+        return seconds
+
+    seconds = alternate({way: partial(ask, way) for way in commands}, bench.rounds)
+    yield {"start": seconds, "start MiB": {way: values[1:] for way, values in peaks.items()}}
+
+
+def ours_txt2img(config: Path, weights: Path, outdir: Path) -> Tuple[str, ...]:
+    """The command line of one picture."""
+    files = ("--config", str(config), "--ckpt", str(weights), "--clip", str(TOKENIZER), "--outdir", str(outdir))
+    picture = ("--plms", "--ddim_steps", str(STEPS), "--H", str(SIZE), "--W", str(SIZE), "--seed", str(SEED))
+    script = (sys.executable, str(ROOT / "scripts" / "txt2img.py"))
+    return (*script, "--prompt", PROMPT, *files, *picture, *ONE_PICTURE)
+
+
+def accuracy(bench: Bench) -> Iterator[Series]:
+    """How far bfloat16 is from float32, ours and diffusers', and how far ours is from diffusers' in float32.
+
+    Relative: the length of the difference over that of what it is measured against. `sample worst` is the step of a
+    whole run of PLMS after which it is largest, `sample` its end.
+    """
+    outputs = bench.folder / "outputs"
+    outputs.mkdir(exist_ok=True)
+    written: Dict[Tuple[str, str], Dict[str, Sequence[float]]] = {}
+    ways: List[str] = ["ours", "diffusers"] if bench.peer else ["ours"]
+    for way in ways:
+        for dtype in PRECISIONS:
+            server = bench.ours(dtype) if way == "ours" else bench.theirs(dtype)
+            written[way, dtype] = _outputs(server, outputs / f"{way}-{dtype}")
+            server.close()
+    yield _differences(written, ways)
+
+
+def _outputs(server: Server, stem: Path) -> Dict[str, Sequence[float]]:
+    found = {}
+    for name, *words in (("unet", 256), ("unet", 512), ("vae", 256), ("text",), ("sample", 256, STEPS)):
+        file = stem.with_name(f"{stem.name}-{name}.raw")
+        server.ask("write", name, str(file), *words)
+        found[_name((name, *words[:1]))] = floats(file)
+    return found
+
+
+def _differences(written: Mapping[Tuple[str, str], Dict[str, Sequence[float]]], ways: Sequence[str]) -> Series:
+    pairs = {way: ((way, "bfloat16"), (way, "float32")) for way in ways}
+    if len(ways) > 1:
+        pairs["between"] = (("ours", "float32"), ("diffusers", "float32"))
+    series: Series = {}
+    for name in next(iter(written.values())):
+        for way, (one, other) in pairs.items():
+            value, reference = written[one][name], written[other][name]
+            if name.startswith("sample"):
+                steps = [difference(*step) for step in zip(_steps(value), _steps(reference))]
+                series.setdefault("accuracy sample worst", {})[way] = [max(steps)]
+                series.setdefault("accuracy sample end", {})[way] = [steps[-1]]
+            else:
+                series.setdefault(f"accuracy {name}", {})[way] = [difference(value, reference)]
+    return series
+
+
+def _steps(values: Sequence[float]) -> List[Sequence[float]]:
+    each = len(values) // STEPS
+    return [values[i * each : (i + 1) * each] for i in range(STEPS)]
+
+
+def floats(file: Path) -> Sequence[float]:
+    """The float32 numbers of a file."""
+    found = array.array("f")
+    found.frombytes(file.read_bytes())
+    return found
+
+
+def difference(value: Sequence[float], reference: Sequence[float]) -> float:
+    """The length of value - reference over the length of reference; ValueError where they do not belong together."""
+    if len(value) != len(reference):
+        raise ValueError(f"{len(value)} numbers cannot be compared with {len(reference)}")
+    apart = math.fsum((one - other) ** 2 for one, other in zip(value, reference))
+    return math.sqrt(apart / math.fsum(other**2 for other in reference))
+
+
+def _timer(server: Server, task: Task) -> Ask:
+    return lambda: float(server.ask("time", *task))
+
+
+def _name(task: Task, *more: str) -> str:
+    return " ".join(str(word) for word in (task[0], *more, *task[1:]))

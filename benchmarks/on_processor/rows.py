@@ -1,0 +1,246 @@
+"""The tables of the page, from the series that `parts` has measured; what was not measured says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import List, Mapping, Optional, Sequence
+
+from on_cluster.measure import WIDE, Measured, Row
+
+from on_processor import levers
+
+NOT_MEASURED = "not measured"
+ALIKE = 1.05  # two errors of one size differ by as much from chance
+HELPS = 0.97  # a ratio below this is taken for a gain
+
+Found = Mapping[str, Mapping[str, Sequence[float]]]  # as parts.Series
+
+
+@dataclass(frozen=True)
+class Work:
+    """One network at one size. `gflop`: operations of a forward; `bar`: the most that ours may take of diffusers'."""
+
+    what: str
+    series: str
+    bar: Optional[float] = None
+    gflop: Optional[float] = None
+
+
+WORKS = (
+    Work("U-Net, bfloat16, 256 px", "unet bfloat16 256", 0.68, 360.2),
+    Work("U-Net, bfloat16, 512 px", "unet bfloat16 512", 0.75, 1606.5),
+    Work("U-Net, float32, 256 px", "unet float32 256", 0.55, 360.2),
+    Work("U-Net, float32, 512 px", "unet float32 512", 0.70, 1606.5),
+    Work("VAE decoder, bfloat16, 256 px", "vae bfloat16 256", 1.0, 622.2),
+    Work("VAE decoder, bfloat16, 512 px", "vae bfloat16 512", 1.0, 2514.5),
+    Work("VAE decoder, float32, 256 px", "vae float32 256", None, 622.2),
+    Work("text encoder, bfloat16, one prompt", "text bfloat16"),
+    Work("text encoder, float32, one prompt", "text float32"),
+)
+SMALL_WORKS = tuple(
+    Work(f"{what}, {dtype}", f"small {network} {dtype}{size}")
+    for dtype in ("bfloat16", "float32")
+    for what, network, size in (("U-Net", "unet", " 64"), ("VAE decoder", "vae", " 64"), ("text encoder", "text", ""))
+)
+SMALL_BAR = 1.15
+ACCURACIES = (
+    ("U-Net, 256 px", "accuracy unet 256"),
+    ("U-Net, 512 px", "accuracy unet 512"),
+    ("VAE decoder, 256 px", "accuracy vae 256"),
+    ("text encoder", "accuracy text"),
+    ("10 steps of PLMS, the worst step", "accuracy sample worst"),
+    ("10 steps of PLMS, the end", "accuracy sample end"),
+)
+WHOLE_BAR, START_SECONDS, CKPT_SECONDS_MORE = 1.8, 3.0, 1.0
+MEMORY_GB, CKPT_MEMORY = 3.2, 1.2
+WEIGHTS_GB = 2.13  # in bfloat16
+
+
+def ratio(series: Mapping[str, Sequence[float]], one: str, other: str) -> Optional[Measured]:
+    """One way's numbers over the other's, round by round; None where either was not measured."""
+    if not series.get(one) or not series.get(other):
+        return None
+    return Measured([a / b for a, b in zip(series[one], series[other])])
+
+
+def share_of_limit(work: Work, series: Mapping[str, Sequence[float]], way: str = "ours") -> Optional[Measured]:
+    """The rate of the work over the processor's best of the same round."""
+    if work.gflop is None or not series.get(way) or not series.get("limit"):
+        return None
+    return Measured([work.gflop / seconds / limit for seconds, limit in zip(series[way], series["limit"])])
+
+
+def forwards(found: Found) -> List[str]:
+    """Each network: ours against diffusers and against the plain way."""
+    head = ("", "ours", "diffusers", "ours / diffusers", "bar", "met", "plain", "ours / plain", "of the limit")
+    lines = []
+    for work in WORKS:
+        series = found.get(work.series, {})
+        against = ratio(series, "ours", "diffusers")
+        met = None if against is None or work.bar is None else against.median <= work.bar
+        reached = share_of_limit(work, series)
+        lines.append(
+            (
+                *(work.what, _seconds(series.get("ours")), _seconds(series.get("diffusers")), _times(against)),
+                *("" if work.bar is None else f"{work.bar:.2f}x", MET[met]),
+                *(_seconds(series.get("plain")), _times(ratio(series, "ours", "plain"))),
+                "" if work.gflop is None else _percent(reached),
+            )
+        )
+    return table(head, lines)
+
+
+def limits(found: Found) -> List[str]:
+    """What the processor can do, from all rounds in which something was held against it."""
+    lines = []
+    for dtype in ("bfloat16", "float32"):
+        all_rounds = [each for work in WORKS if dtype in work.series for each in _limit(found, work.series)]
+        rate = Measured(all_rounds).text("GFLOP/s", 0) if all_rounds else NOT_MEASURED
+        lines.append(f"- {dtype}: {rate}")
+    return lines
+
+
+def processes(found: Found) -> List[Row]:
+    """Whole processes, their start and their memory."""
+    return [_whole(found), *_starts(found), *_memory(found)]
+
+
+def small(found: Found) -> List[str]:
+    """The model that ships: ours against the plain way."""
+    lines = []
+    for work in SMALL_WORKS:
+        series = found.get(work.series, {})
+        against = ratio(series, "ours", "plain")
+        met = None if against is None else against.median <= SMALL_BAR
+        ours, plain = (_milliseconds(series.get(way)) for way in ("ours", "plain"))
+        lines.append((work.what, ours, plain, _times(against), MET[met]))
+    return table(("", "ours", "plain", "ours / plain", "met"), lines)
+
+
+def accuracy(found: Found) -> List[str]:
+    """How far bfloat16 is from float32, and ours from diffusers'."""
+    head = ("", "ours, bfloat16 to float32", "diffusers, the same", "met", "ours to diffusers, float32")
+    lines = []
+    for what, name in ACCURACIES:
+        ours, theirs, between = (found.get(name, {}).get(way) for way in ("ours", "diffusers", "between"))
+        met = None if not ours or not theirs else ours[0] <= ALIKE * theirs[0]
+        shown = [f"{value[0]:.2g}" if value else NOT_MEASURED for value in (ours, theirs, between)]
+        lines.append((what, *shown[:2], MET[met], shown[2]))
+    return table(head, lines)
+
+
+def lever_table(found: Found, *, in_use: bool) -> List[str]:
+    """What the U-Net takes without each lever that is in use; or with each that is not, as a multiple of ours."""
+    lines = []
+    for name, lever in (levers.IN_USE if in_use else levers.LEFT_OUT).items():
+        for dtype in lever.dtypes:
+            series = found.get(f"lever {name} {dtype}", {})
+            lines.append((lever.what, dtype, *(_seconds(series.get(way)) for way in ("ours", "moved"))))
+            against = ratio(series, "moved", "ours")
+            verdict = "" if against is None else _verdict(against, in_use=in_use)
+            lines[-1] += (_times(against), verdict)
+    moved = "without it" if in_use else "with it"
+    return table(("lever", "", "ours", moved, f"{moved} / ours", "so it"), lines)
+
+
+def missed(found: Found) -> List[str]:
+    """What did not meet its bar."""
+    lines = [*forwards(found), *small(found), *accuracy(found)]
+    names = [line.split("|")[1].strip() for line in lines if f"| {MET[False]} |" in line]
+    return names + [row.what for row in processes(found) if row.met is False]
+
+
+MET = {True: "yes", False: "**no**", None: ""}
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> List[str]:
+    """In Markdown."""
+    rows = [head, ["---"] * len(head), *lines]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _verdict(against: Measured, *, in_use: bool) -> str:
+    if in_use:
+        return "helps" if against.median > 1 / HELPS else "does not help here"
+    return "would help" if against.median < HELPS else "does not help"
+
+
+def _whole(found: Found) -> Row:
+    series = found.get("whole", {})
+    faster = ratio(series, "diffusers", "ours")
+    text = f"{_seconds(series.get('ours'))}, diffusers {_seconds(series.get('diffusers'))}: {_times(faster)} faster"
+    return Row(
+        "`txt2img.py`, 256 px, 10 PLMS steps, one picture, bfloat16, whole process",
+        f"{WHOLE_BAR}x faster than a script of diffusers",
+        text if faster else NOT_MEASURED,
+        None if faster is None else faster.median >= WHOLE_BAR,
+    )
+
+
+def _starts(found: Found) -> List[Row]:
+    series, memory = found.get("start", {}), found.get("start MiB", {})
+    ours, ckpt, theirs = (series.get(way) for way in ("ours", "ours .ckpt", "diffusers"))
+    beside = f"; diffusers {_seconds(theirs)}" if theirs else ""
+    rows = [
+        Row(
+            "start of the process to the U-Net's first call, `.safetensors`, cached",
+            f"{START_SECONDS:.0f} s",
+            f"{_seconds(ours)}{beside}",
+            None if not ours else Measured(ours).median <= START_SECONDS,
+        )
+    ]
+    more = Measured([b - a for a, b in zip(ours, ckpt)]) if ours and ckpt else None
+    rows.append(
+        Row(
+            "the same from `.ckpt`",
+            f"within {CKPT_SECONDS_MORE:.0f} s of that",
+            NOT_MEASURED if more is None else f"{_seconds(ckpt)}, {more.text('s')} more",
+            None if more is None else more.median <= CKPT_SECONDS_MORE,
+        )
+    )
+    peak = _gigabytes(memory.get("ours .ckpt"))
+    rows.append(
+        Row(
+            "peak memory until then, from `.ckpt`",
+            f"{CKPT_MEMORY}x the weights, {CKPT_MEMORY * WEIGHTS_GB:.2f} GB",
+            NOT_MEASURED if peak is None else peak.text("GB"),
+            None if peak is None else peak.median <= CKPT_MEMORY * WEIGHTS_GB,
+        )
+    )
+    return rows
+
+
+def _memory(found: Found) -> List[Row]:
+    series = found.get("whole MiB", {})
+    ours, theirs = (_gigabytes(series.get(way)) for way in ("ours", "diffusers"))
+    beside = f"; diffusers {theirs.text('GB')}" if theirs else ""
+    text = NOT_MEASURED if ours is None else ours.text("GB") + beside
+    met = None if ours is None else ours.median <= MEMORY_GB
+    return [Row("peak memory of that whole process", f"{MEMORY_GB} GB", text, met)]
+
+
+def _limit(found: Found, name: str) -> Sequence[float]:
+    return found.get(name, {}).get("limit", ())
+
+
+def _gigabytes(mebibytes: Optional[Sequence[float]]) -> Optional[Measured]:
+    return Measured([value * 2**20 / 1e9 for value in mebibytes]) if mebibytes else None
+
+
+def _seconds(values: Optional[Sequence[float]]) -> str:
+    return Measured(values).text("s") if values else NOT_MEASURED
+
+
+def _milliseconds(values: Optional[Sequence[float]]) -> str:
+    return Measured([1000 * value for value in values]).text("ms", 1) if values else NOT_MEASURED
+
+
+def _times(value: Optional[Measured]) -> str:
+    return NOT_MEASURED if value is None else value.text("x").replace(" x", "x", 1)
+
+
+def _percent(value: Optional[Measured]) -> str:
+    if value is None:
+        return NOT_MEASURED
+    wide = f", spread {value.spread:.0%}" if value.spread > WIDE else ""
+    return f"{value.median:.0%} ({min(value.values):.0%} to {max(value.values):.0%}{wide})"

@@ -1,0 +1,51 @@
+"""A picture by diffusers from start to file, as its users write it: what scripts/txt2img.py is compared with.
+
+python benchmarks/peers/diffusers_txt2img.py FOLDER FILE.png [--first-call]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from on_processor.task import GUIDANCE, PROMPT, SEED, SIZE, STEPS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--first-call", action="store_true", help="stop where the U-Net is called for the first time")
+    options = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        str(options.folder), torch_dtype=torch.bfloat16, local_files_only=True
+    )
+    pipeline.unet.to(memory_format=torch.channels_last)
+    pipeline.vae.to(memory_format=torch.channels_last)
+    if options.first_call:
+        pipeline.unet.forward = stop
+    generator = torch.Generator("cpu").manual_seed(SEED)
+    size = {"height": SIZE, "width": SIZE}
+    made = pipeline(PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generator, **size)
+    made.images[0].save(options.file)
+
+
+def stop(*_: Any, **__: Any) -> None:
+    """Say that the U-Net is called, and end without clearing up."""
+    from on_processor.talk import peak_mib
+
+    print(peak_mib(), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
