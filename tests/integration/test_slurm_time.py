@@ -100,7 +100,8 @@ def test_what_comes_behind_the_last_picture_is_done_by_a_job_of_its_own(login: L
 def test_submission_says_what_it_will_cost_and_when_it_may_begin(login: LoginNode) -> None:
     price = "cluster.price_per_card_hour=2.5", "cluster.currency=yuan", "seconds_per_image=18"
     submission = login.submit(login.prompts(lines(100)), *REHEARSAL, "steps=1", *price)
-    assert "about 0.50 card-hours, 1.25 yuan; a task lasts 15 min (18 s an image, as seconds_per_image says)" in (
+    # 15 min are 50 images, of which whole batches of 4 make 52: 15.6 min.
+    assert "about 0.50 card-hours, 1.25 yuan; a task lasts 16 min (18 s an image, as seconds_per_image says)" in (
         submission.said
     )
     assert "Slurm expects the first task to begin at 20" in submission.said
