@@ -2,7 +2,7 @@
 
     python benchmarks/decode.py [--sizes PX ...] [--repeats N] [--config YAML] [--dtype DTYPE] [--json]
 
-Each decoding is in a fresh process, on a CPU, as a worker does it: weights packed, freed memory kept. Weights are
+Each decoding is in a fresh process, on a CPU, as a worker does it: weights packed. They are
 random; that changes neither time nor memory. MiB are the most that the process had, less what it had before it decoded;
 the least of N rounds. Seconds are the medians; processor seconds judge where other work is on the machine.
 """
@@ -24,7 +24,6 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402 - found from any working directory, without installing
 from omegaconf import OmegaConf  # noqa: E402
 
-from ldm.inference.allocator import keep_freed_memory  # noqa: E402
 from ldm.inference.packing import can_pack, pack  # noqa: E402
 from ldm.models import autoencoder  # noqa: E402
 from ldm.util import instantiate_from_config  # noqa: E402
@@ -83,7 +82,6 @@ def run(options: argparse.Namespace, size: int, way: str) -> Result:
 @torch.inference_mode()
 def measure(options: argparse.Namespace) -> Result:
     """One decoding in this process."""
-    keep_freed_memory()
     first_stage = build(options.config, getattr(torch, options.dtype))
     autoencoder.LARGE_MAP_BYTES = sys.maxsize
     side = options.sizes[0] // first_stage.factor
