@@ -2,9 +2,9 @@
 
     python benchmarks/decode.py [--sizes PX ...] [--repeats N] [--config YAML] [--dtype DTYPE] [--json]
 
-Each decoding is in a fresh process, on a CPU, as a worker does it: weights packed. They are
-random; that changes neither time nor memory. MiB are the most that the process had, less what it had before it decoded;
-the least of N rounds. Seconds are the medians; processor seconds judge where other work is on the machine.
+Each decoding is in a fresh process, on a CPU, with weights packed; they are random, which changes neither time nor
+memory. MiB are the most that the process had, less what it had before it decoded; the least of N rounds. Seconds are
+the medians; processor seconds judge where other work is on the machine.
 """
 
 from __future__ import annotations
