@@ -77,12 +77,11 @@ def load(order: Order) -> Pipeline:
         if pipeline.report.global_step is not None:
             print(f"Global Step: {pipeline.report.global_step}")
         print(f"Took {pipeline.report.which_weights}")
-    network = sum(parameter.numel() for parameter in pipeline.model.model.parameters())
+        print("LatentDiffusion: Running in eps-prediction mode")
+        print(f"DiffusionWrapper has {pipeline.report.network_parameters * 1e-6:,.2f} M params.")
     side = shape.first_stage_size // shape.factor
     width = pipeline.model.first_stage_model.encoder.norm_out.num_channels
     attention = f"making attention of type 'vanilla' with {width} in_channels"
-    print("LatentDiffusion: Running in eps-prediction mode")
-    print(f"DiffusionWrapper has {network * 1e-6:,.2f} M params.")
     print(attention)
     print(f"Working with z of shape (1, {shape.channels}, {side}, {side}) = {shape.channels * side**2} dimensions.")
     print(attention)

@@ -57,14 +57,23 @@ class Work:
 
 
 def images_per_shard(spec: JobSpec, images: int, speed: Optional[Speed]) -> int:
-    """How many pictures a shard holds: as many as take `task_min`, and few enough that every card has one."""
+    """How many pictures a shard holds: as many as take `task_min`, in whole batches, for each size of batch has kernels
+    of its own that a card must find; and few enough that every card has one.
+    """
     if spec.images_per_shard is not None:
         return spec.images_per_shard
     unknown = MOST_IMAGES_PER_SHARD if spec.output == "webdataset" else USUAL_IMAGES_PER_SHARD  # a tar each
     by_time = unknown if speed is None else spec.task_min * 60 / speed.seconds_per_image
     for_every_card = math.ceil(images / spec.cards)
-    wanted = min(math.floor(by_time), for_every_card, MOST_IMAGES_PER_SHARD)
+    timely = min(math.floor(by_time), MOST_IMAGES_PER_SHARD)
+    wanted = min(_whole_batches(timely, spec.batch_size), for_every_card)
     return max(wanted, min(spec.batch_size, for_every_card), math.ceil(images / MOST_SHARDS), 1)
+
+
+def _whole_batches(images: int, batch_size: int) -> int:
+    """About so many pictures as a multiple of the batch size, MOST_IMAGES_PER_SHARD at most unless a batch has more."""
+    rounded = math.ceil(images / batch_size) * batch_size
+    return rounded if rounded <= MOST_IMAGES_PER_SHARD else max(batch_size, rounded - batch_size)
 
 
 def shards_per_process(spec: JobSpec, images_per_shard: int, speed: Optional[Speed]) -> int:

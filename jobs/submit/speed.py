@@ -21,7 +21,7 @@ from ldm.errors import SdbatchError
 
 SHARDS_READ, SHARDS_LOOKED_AT = 4, 64  # of a run
 RUNS_LOOKED_AT = 24  # of a folder, the newest
-CACHED_STEP = 0.15  # of the work of a whole one, for SD v1
+CACHED_STEP = 0.07  # of the work of a whole one, for SD v1 at 256 px
 DATED = re.compile(r".*-(\d{8})(?:-(\d+))?")
 
 

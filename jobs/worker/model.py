@@ -40,7 +40,7 @@ def generate_with(pipeline: Pipeline, info: RunInfo) -> Generate:
     """What makes the pictures of a run with a pipeline that is loaded."""
 
     def generate(requests: Sequence[GenerationRequest]) -> List[Union[Picture, GenerationError]]:
-        with naming_lack_of_memory(len(requests), pipeline.release_recordings):
+        with naming_lack_of_memory(len(requests), pipeline.spare_memory):
             attempted = pipeline.attempt(requests)
         return [picture_or_second_try(*each, pipeline, info) for each in zip(requests, attempted)]
 

@@ -34,7 +34,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was loaded. `global_step` is None where the file does not say; `parameters` counts numbers, not tensors."""
+    """What was loaded. `global_step` is None where the file does not say.
+
+    `parameters` counts numbers, not tensors; `network_parameters` those of the U-Net alone.
+    """
 
     file: Path
     global_step: int | None
@@ -42,6 +45,7 @@ class LoadReport:
     uses_ema: bool
     schedule_from_file: bool
     parameters: int
+    network_parameters: int
     left_aside: int
 
     @property
@@ -171,6 +175,10 @@ def _use_ema(wanted: str) -> UseEma:
         raise ConfigError(f"use_ema must be one of {known}, got {wanted!r}") from None
 
 
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def _report(file: Path, global_step: int | None, match: Match, model: nn.Module) -> LoadReport:
     return LoadReport(
         file=file,
@@ -178,7 +186,8 @@ def _report(file: Path, global_step: int | None, match: Match, model: nn.Module)
         has_ema=match.has_ema,
         uses_ema=match.uses_ema,
         schedule_from_file=match.schedule_from_file,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=_count(model),
+        network_parameters=_count(getattr(model, "model", nn.Module())),
         left_aside=match.left_aside,
     )
 

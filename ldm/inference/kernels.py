@@ -6,7 +6,6 @@ from typing import Dict, List
 
 import torch
 
-from ldm.inference.allocator import can_keep_freed_memory
 from ldm.inference.packing import can_pack
 from ldm.inference.placing import settle_attention
 from ldm.inference.replay import Graphs, why_not
@@ -30,7 +29,7 @@ FUSED = "torch's fused kernel"
 
 
 def describe_kernels(device: str, precision: Precision) -> List[str]:
-    """A line each: torch, the device, the dtype, attention, and on a CPU the packing of weights and the allocator.
+    """A line each: torch, the device, the dtype, attention, and on a CPU the packing of weights.
 
     On a card the last lines are its free memory and whether its launches can be recorded.
     `device` is one of DEVICES in runtime.py. Raises DeviceError for a card that is not here.
@@ -50,8 +49,7 @@ def describe_kernels(device: str, precision: Precision) -> List[str]:
     if card_memory is not None and graphs is not None:
         return [*lines, *_card_lines(place, card_memory, graphs)]
     packed = "packed once" if can_pack(arithmetic.dtype) else "as they are: this torch takes no packed ones"
-    memory = "kept for the next tensor" if can_keep_freed_memory() else "given back to the kernel"
-    return [*lines, f"weights: {packed}", f"freed memory: {memory}"]
+    return [*lines, f"weights: {packed}"]
 
 
 def _card_lines(place: torch.device, memory: Memory, graphs: Graphs) -> List[str]:

@@ -237,16 +237,18 @@ class Pipeline:
                 pack(self.model)
             self._forget()
 
-    def release_recordings(self) -> None:
-        """Give back the memory of what was recorded of the network's work on a card."""
+    def spare_memory(self) -> None:
+        """Do without what makes a card quicker at the price of its memory."""
         recordings = recordings_of(self.model)
         if recordings is not None:
-            recordings.forget()
+            recordings.give_up()
 
     def _forget(self) -> None:
         self.encode_prompt.cache_clear()
         self.encode_init.cache_clear()
-        self.release_recordings()
+        recordings = recordings_of(self.model)
+        if recordings is not None:
+            recordings.forget()
 
     def _batches(self, requests: Sequence[GenerationRequest]) -> Iterator[Sequence[int]]:
         """Indices of the requests that are sampled together: what agrees, as far as there is room for it."""
@@ -266,9 +268,8 @@ class Pipeline:
         """The network's noise (B,C,h,w), once, with the numbers that so many pictures like this one go in with."""
         rows = pictures if request.sampler.guidance_scale == 1.0 else 2 * pictures
         x = send_draw(noise_for([request.seed] * rows, self._latent_shape(request)), self.model.device)
-        t = torch.full((rows,), self.model.num_timesteps - 1, dtype=torch.int64, device=x.device)
-        noise: Tensor = self.model.apply_model(x, t, self.encode_text([request.prompt] * rows))
-        return noise
+        run_once = network(self.model, request.sampler.shortcuts)
+        return run_once(x, float(self.model.num_timesteps - 1), self.encode_text([request.prompt] * rows))
 
     def _latent_shape(self, request: GenerationRequest) -> Tuple[int, int, int]:
         return self.model.channels, request.height // self.factor, request.width // self.factor

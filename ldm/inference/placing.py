@@ -7,7 +7,6 @@ from typing import Any, Optional
 import torch
 
 from ldm.inference import trial
-from ldm.inference.allocator import keep_freed_memory
 from ldm.inference.packing import can_pack, pack
 from ldm.inference.replay import Graphs, Replayed
 from ldm.inference.room import Memory
@@ -21,7 +20,6 @@ def make_ready(model: Any, arithmetic: Arithmetic) -> None:
     if memory is not None and graphs is not None:
         make_ready_on_card(model, arithmetic, memory, graphs)
         return
-    keep_freed_memory()
     if can_pack(arithmetic.dtype):
         pack(model)
 

@@ -60,6 +60,7 @@ class Replayed:
 
     def __init__(self, forward: Forward, graphs: Graphs, clock: Callable[[], float] = time.perf_counter) -> None:
         self._forward, self._graphs, self._clock = forward, graphs, clock
+        self._gave_up = False
         self.forget()
 
     def forget(self) -> None:
@@ -68,8 +69,13 @@ class Replayed:
         self._calls: Dict[Hashable, int] = {}
         self._refused: Set[Hashable] = set()
 
+    def give_up(self) -> None:
+        """Record nothing more, where memory is short: what is recorded keeps what its call takes."""
+        self.forget()
+        self._gave_up = True
+
     def __call__(self, *inputs: Any, **others: Any) -> Tensor:
-        kind = None if others else _kind(inputs)
+        kind = None if others or self._gave_up else _kind(inputs)
         if kind is None or kind in self._refused:
             return self._forward(*inputs, **others)
         if kind in self._recordings:

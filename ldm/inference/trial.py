@@ -56,7 +56,8 @@ def outcome(device: torch.device, dtype: torch.dtype, *, channels_last: bool = F
         image, kernel = (each.contiguous(memory_format=torch.channels_last) for each in (image, kernel))
     image = functional.conv2d(image, kernel, padding=1)
     image = image + functional.silu(functional.group_norm(image, 8))
-    image = functional.conv2d(functional.interpolate(image, scale_factor=2.0), kernel, stride=2, padding=1)
+    image = functional.interpolate(functional.interpolate(image, size=2 * SIDE), size=SIDE)
+    image = functional.conv2d(image, kernel, padding=1)  # of one shape with the first: MIOpen builds kernels for each
     words = image.flatten(2).transpose(1, 2)
     q, k, v = functional.linear(functional.layer_norm(words, (CHANNELS,)), draw(3 * CHANNELS, CHANNELS)).chunk(3, -1)
     words = words + (q @ k.transpose(1, 2)).softmax(dim=-1) @ v

@@ -176,9 +176,9 @@ class LatentDiffusion(nn.Module):
         `cache` and `merging` are shortcuts, which change the noise.
         """
         context = None if cond is None else cond.to(self.dtype)
-        # Named only where there are any: what records the network of a card records calls of tensors alone.
-        given = {name: each for name, each in (("cache", cache), ("merging", merging)) if each is not None}
-        return self.model(x_noisy.to(self.dtype), t, context, **given).to(x_noisy.dtype)
+        # Without shortcuts, tensors are all that goes in: such a call may be recorded on a card, and replayed.
+        shortcuts = {} if cache is None and merging is None else {"cache": cache, "merging": merging}
+        return self.model(x_noisy.to(self.dtype), t, context, **shortcuts).to(x_noisy.dtype)
 
     def get_learned_conditioning(self, c: List[str]) -> Tensor:
         """(B,L,D) for B prompts."""

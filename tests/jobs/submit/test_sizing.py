@@ -52,6 +52,15 @@ def test_where_nothing_is_known_a_shard_has_a_hundred():
     assert images_per_shard(JobSpec(output="webdataset"), 10_000, None) == 1000
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "seconds", "expected"),
+    [(8, None, 104), (4, None, 100), (16, 0.001, 992), (6, 9.0, 102), (7, 2000.0, 7), (1500, 0.1, 1500)],
+)
+def test_a_shard_is_of_whole_batches(batch_size, seconds, expected):
+    known = None if seconds is None else speed(seconds)
+    assert images_per_shard(JobSpec(batch_size=batch_size), 5_000, known) == expected
+
+
 def test_every_card_has_a_shard_where_there_are_pictures_for_it():
     assert images_per_shard(JobSpec(cards=4), 100, speed(1.0)) == 25
     assert images_per_shard(JobSpec(cards=4, batch_size=4), 8, speed(1.0)) == 2

@@ -192,9 +192,9 @@ def test_without_memory_for_float32_the_picture_fails_for_its_own_reason(prepare
     assert not half.in_full_precision
 
 
-def test_when_memory_is_full_what_was_recorded_of_the_network_is_given_back(prepared, monkeypatch):
+def test_when_memory_is_full_the_pipeline_does_with_less(prepared, monkeypatch):
     told = []
-    monkeypatch.setattr(Pipeline, "release_recordings", lambda pipeline: told.append("released"))
+    monkeypatch.setattr(Pipeline, "spare_memory", lambda pipeline: told.append("spared"))
     generate, _ = load(prepared.info, prepared.info.settings.spec)
 
     def full(pipeline, requests):
@@ -203,7 +203,7 @@ def test_when_memory_is_full_what_was_recorded_of_the_network_is_given_back(prep
     monkeypatch.setattr(Pipeline, "attempt", full)
     with pytest.raises(NoMemoryError, match="HIP out of memory"):
         generate([small_request()] * 2)
-    assert told == ["released"]
+    assert told == ["spared"]
 
 
 def test_torchs_lack_of_memory_is_named_whatever_torch_calls_it():

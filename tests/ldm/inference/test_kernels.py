@@ -18,7 +18,7 @@ def test_a_line_each_for_what_the_probes_chose():
     lines = describe_kernels("cpu", Precision.AUTOCAST)
     assert lines[0].startswith(f"torch {torch.__version__}, a")
     assert [line.partition(":")[0] for line in lines[1:]] == [
-        "device", "arithmetic", "attention", "weights", "freed memory"
+        "device", "arithmetic", "attention", "weights"
     ]  # fmt: skip
     dtype = compute_dtype(torch.device("cpu"), Precision.AUTOCAST)
     assert lines[2].startswith(f"arithmetic: {str(dtype).replace('torch.', '')} (")
@@ -31,11 +31,7 @@ def test_packing_is_reported_as_it_is_done(tiny_model):
 
 def test_what_is_done_without_is_said(monkeypatch):
     monkeypatch.setattr(kernels, "can_pack", lambda dtype: False)
-    monkeypatch.setattr(kernels, "can_keep_freed_memory", lambda: False)
-    assert describe_kernels("cpu", Precision.FULL)[-2:] == [
-        "weights: as they are: this torch takes no packed ones",
-        "freed memory: given back to the kernel",
-    ]
+    assert describe_kernels("cpu", Precision.FULL)[-1] == ("weights: as they are: this torch takes no packed ones")
 
 
 @pytest.fixture

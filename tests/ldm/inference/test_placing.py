@@ -15,7 +15,7 @@ from ldm.inference.placing import make_ready, make_ready_on_card, recordings_of
 from ldm.inference.replay import CALLS_BEFORE
 from ldm.inference.room import Rooms
 from ldm.inference.runtime import Arithmetic, pick_device
-from ldm.inference.spec import GenerationRequest, SamplerConfig
+from ldm.inference.spec import GenerationRequest, SamplerConfig, Shortcuts
 from ldm.modules import attention
 from tests.cards import FakeGraphs, FakeMemory
 from tests.tiny import random_model
@@ -142,6 +142,32 @@ def test_a_run_of_the_network_has_the_rows_and_the_size_of_the_pictures():
         prompt="a cat", seed=1, height=64, width=80, sampler=SamplerConfig(steps=2, guidance_scale=1.0)
     )
     assert pipeline.run_network(plain, 3).shape == (3, 4, 8, 10)
+
+
+@pytest.mark.parametrize("cache_interval", [1, 2])
+def test_a_run_of_the_network_takes_the_shortcuts_of_the_pictures(monkeypatch, cache_interval):
+    """They take memory of their own, such as that of the map that is kept."""
+    pipeline, given = Pipeline(random_model()), []
+    apply_model = pipeline.model.apply_model
+    monkeypatch.setattr(pipeline.model, "apply_model", lambda *words: given.append(words[3:]) or apply_model(*words))
+    sampler = SamplerConfig(steps=2, shortcuts=Shortcuts(cache_interval=cache_interval))
+    pipeline.run_network(GenerationRequest(prompt="a cat", seed=1, height=64, width=64, sampler=sampler), 1)
+    assert bool(given[0]) is (cache_interval > 1)
+
+
+def test_shortcuts_are_not_recorded_and_everything_else_is(monkeypatch):
+    """What a step computes with a cache depends on the step, and a recording would do one of them for ever."""
+    model, graphs = random_model(), FakeGraphs()
+    memory = memory_for_attention(monkeypatch, unsliced=False)
+    make_ready_on_card(model, arithmetic(), memory, graphs)
+    recordings_of(model)._clock = graphs.clock
+    short = SamplerConfig(steps=2 * CALLS_BEFORE, shortcuts=Shortcuts(cache_interval=2))
+    request = GenerationRequest(prompt="a cat", seed=1, height=64, width=64, sampler=short)
+    expected = Pipeline(random_model()).generate([request])[0].pixels
+    assert (Pipeline(model).generate([request])[0].pixels == expected).all()
+    assert graphs.recorded == 0
+    pictures(Pipeline(model))
+    assert graphs.recorded == 1
 
 
 def test_a_network_that_overflows_for_a_size_is_told_before_the_first_picture(caplog):

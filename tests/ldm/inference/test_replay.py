@@ -172,6 +172,16 @@ def test_weights_that_move_leave_no_recording_behind(recorded):
     assert (pipeline.generate([request()])[0].pixels == before).all()
 
 
+def test_where_memory_is_short_nothing_is_kept_nor_recorded_again(recorded):
+    pipeline, graphs = recorded
+    before = pipeline.generate([request()])[0].pixels
+    pipeline.spare_memory()
+    assert not recordings_of(pipeline.model)._recordings
+    assert (pipeline.generate([request()])[0].pixels == before).all()
+    assert graphs.recorded == 1
+    Pipeline(random_model()).spare_memory()  # a CPU has nothing to spare
+
+
 @pytest.mark.gpu
 def test_a_real_card_replays_the_numbers_that_it_computes(monkeypatch):
     from ldm.inference.runtime import CardGraphs, pick_device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, List
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from ldm.errors import ConfigError
 from ldm.models.diffusion.ddpm import SCHEDULE_BUFFERS, LatentDiffusion
+from ldm.modules.deep_cache import DeepCache
 from ldm.util import instantiate_from_config
 from tests.tiny import CONFIG, random_model
 
@@ -78,3 +79,15 @@ def test_the_schedule_is_real_in_a_model_without_memory() -> None:
 def test_a_config_that_asks_for_something_else_is_refused(params: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         instantiate_from_config(config(**params))
+
+
+def test_only_tensors_go_into_the_network_unless_a_shortcut_is_taken(model: LatentDiffusion, monkeypatch: Any) -> None:
+    """What holds anything else is not recorded on a card."""
+    seen: List[Any] = []
+    forward = model.model.forward
+    monkeypatch.setattr(model.model, "forward", lambda *given, **others: seen.append(others) or forward(*given))
+    x, t, cond = torch.zeros(1, 4, 8, 8), torch.tensor([500]), model.get_learned_conditioning(["a cat"])
+    cache = DeepCache(2)
+    model.apply_model(x, t, cond)
+    model.apply_model(x, t, cond, cache)
+    assert seen == [{}, {"cache": cache, "merging": None}]
