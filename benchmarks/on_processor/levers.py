@@ -9,6 +9,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Mapping, Sequence, Tuple
 
+# glibc returns large blocks to the kernel otherwise, which hands them out again filled with zeros.
+KEEP_LARGE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+
 
 def nothing(*_: Any) -> None:
     """For a lever that is moved elsewhere."""
@@ -16,14 +19,13 @@ def nothing(*_: Any) -> None:
 
 @dataclass(frozen=True)
 class Lever:
-    """One change to a server of ours: variables set before it starts, a change of the code, one of the loaded pipeline.
+    """One change to a server of ours: variables set before it starts, then a change of its code or its loaded pipeline.
 
     `what` is its row on the page; `dtypes` those that it changes anything in.
     """
 
     what: str
     change: Callable[[Any], None] = nothing
-    before: Callable[[], None] = nothing
     env: Mapping[str, str] = field(default_factory=dict)
     dtypes: Tuple[str, ...] = ("bfloat16", "float32")
 
@@ -63,13 +65,6 @@ def convolved_narrow(_pipeline: Any) -> None:
     from ldm.inference import packing
 
     replace(packing, "NARROW", 0)
-
-
-def freed_at_once() -> None:
-    """Large blocks given back to the kernel when they are freed, as glibc comes."""
-    from ldm.inference import placing
-
-    replace(placing, "keep_freed_memory", lambda: False)
 
 
 def fused_attention(_pipeline: Any) -> None:
@@ -138,11 +133,11 @@ IN_USE: Dict[str, Lever] = {
     "narrow": Lever("narrow maps convolved as one product", convolved_narrow),
     "doubling": Lever("doubled maps convolved as four small ones", unfused_doubling),
     "attention": Lever("attention by what is fastest on the processor", fused_attention, dtypes=("bfloat16",)),
-    "memory": Lever("freed memory kept for the next tensor", before=freed_at_once),
 }
 LEFT_OUT: Dict[str, Lever] = {
     "attention-by-head": Lever("attention one head and 512 places at a time", attention_by_head),
     "attention-in-slices": Lever("attention in slices of all heads", sliced_attention),
+    "malloc": Lever("freed memory kept by the C library", env=KEEP_LARGE_BLOCKS),
     "huge-pages": Lever("torch's memory in huge pages", env={"THP_MEM_ALLOC_ENABLE": "1"}),
     "keep-keys": Lever("keys and values of the prompt computed once", keep_keys),
     "channels-last": Lever("channels last instead of packed weights", channels_last),
@@ -156,16 +151,10 @@ def environment(names: Sequence[str]) -> Dict[str, str]:
     return {key: value for name in names for key, value in LEVERS[name].env.items()}
 
 
-def move_code(names: Sequence[str]) -> None:
-    """What these levers change before a model is loaded; SystemExit if their variables are not set."""
+def move(pipeline: Any, names: Sequence[str]) -> None:
+    """Make the changes of these levers to a pipeline; SystemExit if the process was started without their variables."""
     missing = sorted(key for key in environment(names) if key not in os.environ)
     if missing:
         raise SystemExit(f"the levers {', '.join(names)} need {', '.join(missing)} set before the start")
-    for name in names:
-        LEVERS[name].before()
-
-
-def move_model(pipeline: Any, names: Sequence[str]) -> None:
-    """What these levers change of a loaded pipeline."""
     for name in names:
         LEVERS[name].change(pipeline)

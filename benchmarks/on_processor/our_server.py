@@ -37,9 +37,8 @@ def answers(options: argparse.Namespace) -> Answers:
     from ldm.inference.pipeline import Pipeline
     from ldm.inference.runtime import Precision
 
-    levers.move_code(options.move)
     pipeline = Pipeline.load(options.config, options.weights, device="cpu", precision=Precision(options.precision))
-    levers.move_model(pipeline, options.move)
+    levers.move(pipeline, options.move)
     given = load_file(str(options.inputs))
     calls = networks(pipeline.model, given)
 

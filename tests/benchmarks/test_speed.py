@@ -284,7 +284,7 @@ def patched_names() -> List[Tuple[Any, str]]:
 
 
 def test_every_lever_is_tested(speed: SimpleNamespace) -> None:
-    elsewhere = [name for name, lever in speed.levers.LEVERS.items() if lever.env or name in ("memory", "compile")]
+    elsewhere = [name for name, lever in speed.levers.LEVERS.items() if lever.env or name == "compile"]
     assert sorted(speed.levers.LEVERS) == sorted([*CHANGES, *MORE_CHANGES, *elsewhere])
 
 
@@ -294,13 +294,13 @@ def test_a_lever_without_its_object_is_an_error(speed: SimpleNamespace) -> None:
 
 
 def test_a_server_is_started_with_what_its_levers_need(speed: SimpleNamespace, bench: Any) -> None:
-    server = bench.ours("float32", ["huge-pages", "memory"])
+    server = bench.ours("float32", ["huge-pages", "malloc"])
     assert {"about", "limit", "peak", "time", "write"} == set(server.questions)
     assert server.ask("time", "text") > 0
     assert server.ask("peak") > 50
     server.close()
     with pytest.raises(SystemExit, match="huge-pages need THP_MEM_ALLOC_ENABLE set before the start"):
-        speed.levers.move_code(["huge-pages"])
+        speed.levers.move(None, ["huge-pages"])
 
 
 @pytest.mark.slow
@@ -373,5 +373,5 @@ def call_of(files: Sequence[Path], network: str, moved: List[str], given: Any) -
     from ldm.inference.runtime import Precision
 
     pipeline = Pipeline.load(*files, device="cpu", precision=Precision.FULL)
-    levers.move_model(pipeline, moved)
+    levers.move(pipeline, moved)
     return torch.inference_mode()(our_server.networks(pipeline.model, given)[network])
