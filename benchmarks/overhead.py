@@ -30,13 +30,11 @@ from on_cluster.measure import Measured  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from jobs.config import read_settings  # noqa: E402
-from jobs.rundir import RunInfo  # noqa: E402
 from jobs.submit.prepare import Prepared, prepare_run  # noqa: E402
 from jobs.worker.behind import Behind  # noqa: E402
-from jobs.worker.model import generate_with  # noqa: E402
+from jobs.worker.model import generate_with, load_pipeline  # noqa: E402
 from jobs.worker.worker import Generate, Worker, run_shard  # noqa: E402
-from ldm.inference.pipeline import Pipeline  # noqa: E402
-from ldm.inference.runtime import Precision, describe_device  # noqa: E402
+from ldm.inference.runtime import describe_device  # noqa: E402
 
 BAR, STRETCH = 0.05, 0.02
 BATCH = 4
@@ -95,7 +93,7 @@ def measure(job: Job, options: argparse.Namespace) -> Rounds:
     with tempfile.TemporaryDirectory(prefix="sdbatch-overhead-") as name:
         words = [f"model={options.model}", f"batch_size={BATCH}", *job.words, *options.set]
         prepared = plan(Path(name), shards * options.images, [*words, f"images_per_shard={options.images}"])
-        pipeline = load(prepared.info)
+        pipeline = load_pipeline(prepared.info, prepared.info.settings.spec)
         job.prepare(pipeline.model)
         clock = NetworkClock(pipeline.model)
         generate = generate_with(pipeline, prepared.info)
@@ -112,17 +110,6 @@ def plan(folder: Path, images: int, words: Sequence[str]) -> Prepared:
     prompts = folder / "prompts.txt"
     prompts.write_text("".join(f"a red apple on a blue ground, number {n}\n" for n in range(images)), encoding="utf-8")
     return prepare_run(prompts, read_settings([*words, "safety=off", f"outputs={folder / 'outputs'}"]))
-
-
-def load(info: RunInfo) -> Pipeline:
-    model, spec = info.model, info.settings.spec
-    return Pipeline.load(
-        Path(model.config),
-        Path(model.checkpoint),
-        device=spec.device,
-        precision=Precision(spec.precision),
-        clip=model.clip,
-    )
 
 
 def one_round(prepared: Prepared, shard: int, generate: Generate, clock: NetworkClock, way: str) -> Round:

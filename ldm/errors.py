@@ -61,3 +61,8 @@ class GenerationError(SdbatchError):
 
 class NoMemoryError(SdbatchError):
     """The memory of the card or the machine is too small for what was asked at once."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says, which may be nothing; torch puts its stack behind it."""
+    return (str(error).splitlines() or [""])[0]

@@ -9,16 +9,17 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Mapping, Sequence, Tuple
 
+# glibc returns large blocks to the kernel otherwise, which hands them out again filled with zeros.
 KEEP_LARGE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 
-def nothing(_pipeline: Any) -> None:
-    """For a lever that the environment alone moves."""
+def nothing(*_: Any) -> None:
+    """For a lever that is moved elsewhere."""
 
 
 @dataclass(frozen=True)
 class Lever:
-    """One change to a server of ours: variables set before it starts, then a change of its loaded pipeline.
+    """One change to a server of ours: variables set before it starts, then a change of its code or its loaded pipeline.
 
     `what` is its row on the page; `dtypes` those that it changes anything in.
     """
@@ -27,6 +28,13 @@ class Lever:
     change: Callable[[Any], None] = nothing
     env: Mapping[str, str] = field(default_factory=dict)
     dtypes: Tuple[str, ...] = ("bfloat16", "float32")
+
+
+def replace(owner: Any, name: str, value: Any) -> None:
+    """Put another value in the place of one that is there; SystemExit where it is not there any more."""
+    if not hasattr(owner, name):
+        raise SystemExit(f"{owner} has no {name}: this lever has to be written anew")
+    setattr(owner, name, value)
 
 
 def unpack(pipeline: Any) -> None:
@@ -44,13 +52,48 @@ def channels_last(pipeline: Any) -> None:
     pipeline.model.to(memory_format=torch.channels_last)
 
 
+def unfused_doubling(_pipeline: Any) -> None:
+    """Maps doubled first and then convolved whole, with packed weights."""
+    from ldm.inference.packing import PackedDoublingConv2d
+    from ldm.modules.diffusionmodules.doubling import repeated
+
+    replace(PackedDoublingConv2d, "forward", lambda self, x, size=None: self._whole(repeated(x, size)))
+
+
+def convolved_narrow(_pipeline: Any) -> None:
+    """Narrow maps convolved by the convolution too, not by one product."""
+    from ldm.inference import packing
+
+    replace(packing, "NARROW", 0)
+
+
 def fused_attention(_pipeline: Any) -> None:
-    """torch's own kernel for attention in every dtype."""
+    """torch's own kernel for attention, whatever the dtype and the processor."""
     from torch.nn import functional
 
+    if hasattr(functional, "scaled_dot_product_attention"):
+        attend_by(functional.scaled_dot_product_attention)
+
+
+def sliced_attention(_pipeline: Any) -> None:
+    """Plain operators, all heads at once, in slices of the query places."""
     from ldm.modules import attention
 
-    setattr(attention, "attend", functional.scaled_dot_product_attention)  # noqa: B010 - its type is wider
+    attend_by(attention.attend_in_slices)
+
+
+def attention_by_head(_pipeline: Any) -> None:
+    """Plain operators, one head and 512 query places at a time."""
+    from ldm.modules import attention
+
+    attend_by(attention.attend_by_head)
+
+
+def attend_by(kernel: Any) -> None:
+    """Attention by one kernel."""
+    from ldm.modules import attention
+
+    replace(attention, "attention_kernel", lambda *_, **__: kernel)
 
 
 def keep_keys(pipeline: Any) -> None:
@@ -87,12 +130,16 @@ def compile_network(pipeline: Any) -> None:
 
 IN_USE: Dict[str, Lever] = {
     "packing": Lever("weights packed once for oneDNN", unpack),
+    "narrow": Lever("narrow maps convolved as one product", convolved_narrow),
+    "doubling": Lever("doubled maps convolved as four small ones", unfused_doubling),
+    "attention": Lever("attention by what is fastest on the processor", fused_attention, dtypes=("bfloat16",)),
 }
 LEFT_OUT: Dict[str, Lever] = {
-    "malloc": Lever("glibc told to keep large blocks", env=KEEP_LARGE_BLOCKS),
+    "attention-by-head": Lever("attention one head and 512 places at a time", attention_by_head),
+    "attention-in-slices": Lever("attention in slices of all heads", sliced_attention),
+    "malloc": Lever("freed memory kept by the C library", env=KEEP_LARGE_BLOCKS),
     "huge-pages": Lever("torch's memory in huge pages", env={"THP_MEM_ALLOC_ENABLE": "1"}),
     "keep-keys": Lever("keys and values of the prompt computed once", keep_keys),
-    "fused-attention": Lever("torch's fused attention kernel in bfloat16", fused_attention, dtypes=("bfloat16",)),
     "channels-last": Lever("channels last instead of packed weights", channels_last),
     "compile": Lever("`torch.compile` with frozen weights instead of packed ones", compile_network),
 }

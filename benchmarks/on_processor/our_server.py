@@ -35,7 +35,7 @@ def answers(options: argparse.Namespace) -> Answers:
     from safetensors.torch import load_file
 
     from ldm.inference.pipeline import Pipeline
-    from ldm.inference.runtime import Precision
+    from ldm.inference.runtime import Precision, dtype_name
 
     pipeline = Pipeline.load(options.config, options.weights, device="cpu", precision=Precision(options.precision))
     levers.move(pipeline, options.move)
@@ -51,7 +51,7 @@ def answers(options: argparse.Namespace) -> Answers:
             calls[what](*size).float().contiguous().numpy().tofile(file)
 
     def about() -> Dict[str, Any]:
-        dtype = str(pipeline.model.dtype).replace("torch.", "")
+        dtype = dtype_name(pipeline.model.dtype)
         return {"torch": torch.__version__, "threads": torch.get_num_threads(), "dtype": dtype}
 
     limit = functools.partial(best_rate, pipeline.model.dtype)

@@ -163,14 +163,14 @@ def compiled(bench: Bench) -> Iterator[Series]:
         yield {"compiled unet bfloat16 256": alternate(asks, bench.rounds)}
 
 
-def small(bench: Bench) -> Iterator[Series]:
+def small(bench: Bench, dtypes: Sequence[str] = tuple(PRECISIONS)) -> Iterator[Series]:
     """The networks of the model that ships, our way and the plain way."""
-    for dtype in PRECISIONS:
+    for dtype in dtypes:
         starts = {"ours": partial(bench.ours, dtype, small=True), "plain": partial(bench.plain, dtype, small=True)}
         with servers(starts) as started:
             for task in SMALL_TASKS:
                 asks = {way: _timer(server, task) for way, server in started.items()}
-                yield {f"small {_name(task, dtype)}": alternate(asks, 2 * bench.rounds)}
+                yield {f"small {_name(task, dtype)}": alternate(asks, bench.rounds)}
 
 
 def moved(bench: Bench, name: str) -> Iterator[Series]:

@@ -65,9 +65,9 @@ def load_pipeline(info: RunInfo, spec: JobSpec) -> Pipeline:
 
 def device_of(pipeline: Pipeline) -> str:
     """What the bytes of a picture may depend on: the device and the dtype that it computes in."""
-    from ldm.inference.runtime import describe_device
+    from ldm.inference.runtime import describe_device, dtype_name
 
-    return f"{describe_device(pipeline.model.device)}, {str(pipeline.model.dtype).replace('torch.', '')}"
+    return f"{describe_device(pipeline.model.device)}, {dtype_name(pipeline.model.dtype)}"
 
 
 def measure(info: RunInfo, spec: JobSpec, request: GenerationRequest) -> Findings:

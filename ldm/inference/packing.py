@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ldm.errors import first_line
 from ldm.inference.runtime import without_init
 from ldm.modules.diffusionmodules.doubling import DoublingConv2d, interleaved, phase_weights, repeated
 
@@ -210,7 +211,7 @@ def can_pack(dtype: torch.dtype) -> bool:
         with torch.no_grad():
             return all(_works(kind, sizes, shape, dtype) for kind, sizes, shape in trials)
     except (RuntimeError, AttributeError, TypeError) as error:
-        log.info("torch %s does not take packed weights: %s", torch.__version__, str(error).splitlines()[0])
+        log.info("torch %s does not take packed weights: %s", torch.__version__, first_line(error))
         return False
 
 

@@ -30,6 +30,7 @@ from ldm.inference.runtime import (
     Precision,
     choose_arithmetic,
     describe_device,
+    dtype_name,
     is_out_of_memory,
     memory_of,
     pick_device,
@@ -181,11 +182,13 @@ class Pipeline:
         """
         image = _with_little_memory_if_need_be(self.model.decode_first_stage, latent[None])
         if not bool(torch.isfinite(image).all()):
-            raise GenerationError(f"the model gave NaN in {_dtype(self.model)} instead of a picture; {ADVICE}")
+            raise GenerationError(
+                f"the model gave NaN in {dtype_name(self.model.dtype)} instead of a picture; {ADVICE}"
+            )
         (pixels,) = to_pixels(image)
         if bool((pixels == pixels[0, 0]).all()):
             raise GenerationError(
-                f"the model gave a single colour in {_dtype(self.model)} instead of a picture; {ADVICE}"
+                f"the model gave a single colour in {dtype_name(self.model.dtype)} instead of a picture; {ADVICE}"
             )
         return pixels
 
@@ -268,7 +271,7 @@ class Pipeline:
     def _try_network(self, request: GenerationRequest, pictures: int) -> None:
         if not bool(torch.isfinite(self.run_network(request, pictures)).all()):
             log.warning("the network gives NaN in %s for %dx%d px on this card, so each such picture will be made a "
-                        "second time; precision=full does it at once", _dtype(self.model), request.width,
+                        "second time; precision=full does it at once", dtype_name(self.model.dtype), request.width,
                         request.height)  # fmt: skip
 
     @torch.inference_mode()
@@ -349,7 +352,3 @@ def _alike(requests: Sequence[GenerationRequest]) -> List[List[int]]:
     for i, request in enumerate(requests):
         groups.setdefault(request.batch_key, []).append(i)
     return list(groups.values())
-
-
-def _dtype(model: Any) -> str:
-    return str(model.dtype).replace("torch.", "")

@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, Hashable, List, Optional, Protocol, Set,
 import torch
 from torch import Tensor
 
+from ldm.errors import first_line
 from ldm.inference.runtime import release_memory
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class Replayed:
                 return recording
             said = "it gives other numbers"
         except RuntimeError as error:
-            said = (str(error).splitlines() or [""])[0]
+            said = first_line(error)
         log.info("no recording of the network for %s: %s", tuple(inputs[0].shape), said)
         release_memory()
         return None
@@ -127,7 +128,7 @@ def why_not(graphs: Graphs, device: torch.device) -> str:
         again()
         return "" if bool((outcome == 6).all()) else "it gives other numbers"
     except RuntimeError as error:
-        return (str(error).splitlines() or ["no reason given"])[0]
+        return first_line(error) or "no reason given"
 
 
 def _kind(inputs: Tuple[Any, ...]) -> Optional[Hashable]:

@@ -160,6 +160,11 @@ def describe_device(device: torch.device) -> str:
     return f"{kind} {card.name}, {card.total_memory / 2**30:.0f} GiB"
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As people say it: 'float16'."""
+    return str(dtype).replace("torch.", "")
+
+
 @dataclass(frozen=True)
 class Arithmetic:
     """How a device computes a model: the dtype of weights and sums, the order of an image in memory, and why so."""
@@ -170,7 +175,7 @@ class Arithmetic:
 
     def __str__(self) -> str:
         order = ", channels last" if self.channels_last else ""
-        return f"{str(self.dtype).replace('torch.', '')}{order} ({self.why})"
+        return f"{dtype_name(self.dtype)}{order} ({self.why})"
 
 
 def compute_dtype(device: torch.device, precision: Precision) -> torch.dtype:
@@ -196,7 +201,7 @@ def choose_arithmetic(device: torch.device, precision: Precision) -> Arithmetic:
 def _choose_for_card(device: torch.device) -> Arithmetic:
     wrong = []
     for dtype in (torch.float16, torch.bfloat16):
-        name = str(dtype).replace("torch.", "")
+        name = dtype_name(dtype)
         if dtype is torch.bfloat16 and not has_bf16_units(device):
             wrong.append(f"{name} would be emulated")
             continue

@@ -16,6 +16,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Protocol, Tuple
 import torch
 from torch import Tensor
 
+from ldm.errors import first_line
 from ldm.inference.runtime import lanes_to
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Sender:
         try:
             self._buffers[dtype] = [self._lanes.buffer(count, dtype) for _ in range(BUFFERS)]
         except RuntimeError as error:
-            log.info("no pinned memory (%s): the driver copies", (str(error).splitlines() or [""])[0])
+            log.info("no pinned memory (%s): the driver copies", first_line(error))
             self._lanes = None
             return False
         self._arrivals[dtype] = [None] * BUFFERS

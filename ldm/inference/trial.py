@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ldm.errors import first_line
+
 log = logging.getLogger(__name__)
 
 BATCH, CHANNELS, SIDE = 2, 64, 16
@@ -34,7 +36,7 @@ def distance(device: torch.device, dtype: torch.dtype, *, channels_last: bool = 
     try:
         found = outcome(device, dtype, channels_last=channels_last)
     except RuntimeError as error:
-        log.info("%s does not compute in %s: %s", device, dtype, (str(error).splitlines() or [""])[0])
+        log.info("%s does not compute in %s: %s", device, dtype, first_line(error))
         return math.inf
     expected = _expected()
     apart = float((found - expected).norm() / expected.norm())

@@ -82,8 +82,9 @@ def parted(height: int, width: int, seed: int, device: torch.device) -> Tuple[Te
     """Destinations (D,) and sources (S,) of a map's tokens: one of every 2x2 places, which a side that is odd cuts."""
     rows, columns = (height + 1) // 2, (width + 1) // 2
     corner = torch.randint(4, (rows, columns), generator=torch.Generator().manual_seed(seed))
-    down = (2 * torch.arange(rows)[:, None] + corner // 2).clamp(max=height - 1)
-    across = (2 * torch.arange(columns) + corner % 2).clamp(max=width - 1)
+    below, beside = torch.div(corner, 2, rounding_mode="floor"), corner % 2  # torch 1.10 warns of //
+    down = (2 * torch.arange(rows)[:, None] + below).clamp(max=height - 1)
+    across = (2 * torch.arange(columns) + beside).clamp(max=width - 1)
     is_destination = torch.zeros(height * width, dtype=torch.bool)
     is_destination[(down * width + across).flatten()] = True
     return is_destination.nonzero()[:, 0].to(device), (~is_destination).nonzero()[:, 0].to(device)
