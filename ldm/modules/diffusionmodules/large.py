@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldm.modules.attention import attend
-from ldm.modules.diffusionmodules.model import AttnBlock, Decoder, Encoder, ResnetBlock
+from ldm.modules.diffusionmodules.model import AttnBlock, Decoder, Encoder, ResnetBlock, tokens
 from ldm.modules.diffusionmodules.strips import (
     FeatureMap,
     added,
@@ -119,18 +119,13 @@ def _attention(block: nn.Module, x: FeatureMap) -> FeatureMap:
     if not isinstance(block, AttnBlock):
         return x
     normalise = normalised(block.norm, x)
-    k, v = (torch.cat([_tokens(conv(normalise(strip))) for strip in x.strips()], dim=2) for conv in (block.k, block.v))
+    k, v = (torch.cat([tokens(conv(normalise(strip))) for strip in x.strips()], dim=2) for conv in (block.k, block.v))
 
     def attended(rows: Tensor) -> Tensor:
-        out = attend(_tokens(block.q(normalise(rows))), k, v)
+        out = attend(tokens(block.q(normalise(rows))), k, v)
         return rows + block.proj_out(out[:, 0].transpose(1, 2).reshape(rows.shape))
 
     return replaced(behind(attended, x, x.channels))
-
-
-def _tokens(rows: Tensor) -> Tensor:
-    """(1,C,H,W) -> (1,1,H*W,C), contiguous: otherwise torch's fused kernel writes all scores into memory."""
-    return rows.flatten(2).transpose(1, 2)[:, None].contiguous()
 
 
 def _joined(x: FeatureMap) -> Tensor:
