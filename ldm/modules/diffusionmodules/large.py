@@ -8,6 +8,7 @@ computed again where it is needed, which is once for statistics and once for use
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from torch.nn import functional
 
 from ldm.modules.attention import attend
 from ldm.modules.diffusionmodules.model import AttnBlock, Decoder, Encoder, ResnetBlock, tokens
+from ldm.modules.diffusionmodules.slots import Slots
 from ldm.modules.diffusionmodules.strips import (
     FeatureMap,
+    Reach,
     added,
     behind,
     in_memory,
@@ -27,11 +30,15 @@ from ldm.modules.diffusionmodules.strips import (
     replaced,
 )
 
-# The maps in memory, as a multiple of the largest one that a level ends with.
-ROOM = 1.25
-# What is worked on at once beside them: so many numbers, or this part of that largest map, whichever is less.
+# Numbers of the maps in memory, as a multiple of the largest map that a level ends with. That one has to be there; with
+# more, less is computed twice, but already a quarter more would be a fourth of what decoding at once takes.
+ROOM = 1.0
+# What is worked on at once beside them: so many numbers, or this part of that largest map, whichever is less. Half of
+# it computes more rows twice; twice that takes more memory, and new pages of it for every strip.
 STRIP_ELEMENTS = 2**24
 STRIPS = 16
+
+LOOKS = Reach(halo=1)  # a convolution of 3x3
 
 
 def largest_map(stages: Any, places: int) -> int:
@@ -54,13 +61,13 @@ def _decode(decoder: Decoder, z: Tensor) -> Tensor:
     factor = 2 ** (len(decoder.up) - 1)
     largest = _largest_result(decoder.up, z.shape[2] * z.shape[3] * factor**2)
     room = int(ROOM * largest)
-    x = replaced(behind(decoder.conv_in, _start(z, largest), decoder.mid.block_1.norm1.num_channels, halo=1))
+    x = replaced(behind(decoder.conv_in, _start(z, largest), decoder.mid.block_1.norm1.num_channels, reach=LOOKS))
     x = _middle(decoder.mid, x, room)
     stages: Any = decoder.up
     for stage in reversed(stages):
         x = _stage(stage, x, room)
         if hasattr(stage, "upsample"):
-            larger = behind(stage.upsample, x, x.channels, halo=1, up=2)
+            larger = behind(stage.upsample, x, x.channels, reach=Reach(halo=1, up=2))
             x = replaced(larger) if larger.elements <= room else remembered(larger)
     image = _joined(_activated(decoder.norm_out, decoder.conv_out, x, x.channels))
     return torch.tanh(image) if decoder.tanh_out else image
@@ -70,17 +77,17 @@ def _encode(encoder: Encoder, image: Tensor) -> Tensor:
     largest = _largest_result(encoder.down, image.shape[2] * image.shape[3])
     room = int(ROOM * largest)
     stages: Any = encoder.down
-    x = replaced(behind(encoder.conv_in, _start(image, largest), stages[0].block[0].norm1.num_channels, halo=1))
+    x = replaced(behind(encoder.conv_in, _start(image, largest), stages[0].block[0].norm1.num_channels, reach=LOOKS))
     for stage in stages:
         x = _stage(stage, x, room)
         if hasattr(stage, "downsample"):
-            x = replaced(behind(stage.downsample, x, x.channels, halo=1, down=2))
+            x = replaced(behind(stage.downsample, x, x.channels, reach=Reach(halo=1, down=2)))
     x = _middle(encoder.mid, x, room)
     return _joined(_activated(encoder.norm_out, encoder.conv_out, x, x.channels))
 
 
 def _start(x: Tensor, largest: int) -> FeatureMap:
-    return in_memory([x], at_once=min(STRIP_ELEMENTS, largest // STRIPS))
+    return in_memory([x], Slots(max(1, min(STRIP_ELEMENTS, largest // STRIPS))))
 
 
 def _largest_result(stages: Any, places: int) -> int:
@@ -110,8 +117,9 @@ def _residual(block: ResnetBlock, x: FeatureMap, room: int) -> FeatureMap:
 
 def _activated(norm: nn.GroupNorm, conv: nn.Module, x: FeatureMap, channels: int) -> FeatureMap:
     normalise = normalised(norm, x)
-    active = behind(lambda rows: functional.silu(normalise(rows), inplace=True), x, x.channels)
-    return behind(conv, active, channels, halo=1)
+    return behind(
+        conv, x, channels, reach=LOOKS, activation=lambda rows: functional.silu(normalise(rows), inplace=True)
+    )
 
 
 def _attention(block: nn.Module, x: FeatureMap) -> FeatureMap:
@@ -119,7 +127,8 @@ def _attention(block: nn.Module, x: FeatureMap) -> FeatureMap:
     if not isinstance(block, AttnBlock):
         return x
     normalise = normalised(block.norm, x)
-    k, v = (torch.cat([tokens(conv(normalise(strip))) for strip in x.strips()], dim=2) for conv in (block.k, block.v))
+    strips = [partial(x.strip, *span) for span in x.spans()]
+    k, v = (torch.cat([tokens(conv(normalise(strip()))) for strip in strips], dim=2) for conv in (block.k, block.v))
 
     def attended(rows: Tensor) -> Tensor:
         out = attend(tokens(block.q(normalise(rows))), k, v)
@@ -129,4 +138,4 @@ def _attention(block: nn.Module, x: FeatureMap) -> FeatureMap:
 
 
 def _joined(x: FeatureMap) -> Tensor:
-    return torch.cat(list(x.strips()), dim=2)
+    return torch.cat([x.strip(*span) for span in x.spans()], dim=2)

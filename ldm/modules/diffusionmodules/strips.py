@@ -8,21 +8,23 @@ inference only: nothing here has gradients.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Layer = Callable[[Tensor], Tensor]
-Rows = Callable[[int, int], Tensor]
+from ldm.modules.diffusionmodules.slots import Kept, Layer, Slots, pieces, return_free_memory
+
+Rows = Callable[[int, int], List[Tensor]]
 
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """`rows(first, last)` are its rows (1,C,last-first,W), made from the maps `kept` in memory.
+    """`rows(first, last)` are its rows from the top, in parts (1,C,h,W), made from the maps `kept` in memory.
 
-    `at_once` is how many numbers a strip should have: more of them compute fewer rows twice, and take more memory.
+    Of each row `at_once` numbers are there together, in one of the maps on the way. A strip has as many rows as make
+    that the size of a slot: with more of them fewer rows are computed twice, and there is more in memory.
     """
 
     channels: int
@@ -30,7 +32,8 @@ class FeatureMap:
     width: int
     rows: Rows
     kept: Tuple[Kept, ...]
-    at_once: int
+    slots: Slots
+    at_once: float
 
     @property
     def row_elements(self) -> int:
@@ -42,40 +45,14 @@ class FeatureMap:
         """The numbers in all of it."""
         return self.row_elements * self.height
 
-    def strips(self, height: Optional[int] = None) -> Iterator[Tensor]:
-        """Its rows from the top, all or the first `height`, a strip at a time."""
-        for first, last in spans(self.height if height is None else height, self.at_once // self.row_elements):
-            yield self.rows(first, last)
+    def spans(self) -> List[Tuple[int, int]]:
+        """First row and row behind the last of its strips, from the top."""
+        return spans(self.height, int(self.slots.size / self.at_once))
 
-
-class Kept:
-    """The rows of a map in memory."""
-
-    def __init__(self, strips: Sequence[Tensor]) -> None:
-        self._strips: List[Optional[Tensor]] = list(strips)
-        self._bottoms = [0]
-        for strip in strips:
-            self._bottoms.append(self._bottoms[-1] + strip.shape[2])
-        self.elements = sum(strip.numel() for strip in strips)
-        self._highest: Optional[int] = None
-
-    def rows(self, first: int, last: int) -> Tensor:
-        """As of a map."""
-        self._highest = first if self._highest is None else min(first, self._highest)
-        parts = []
-        for strip, top, bottom in zip(self._strips, self._bottoms, self._bottoms[1:]):
-            if top < last and first < bottom:
-                assert strip is not None, "rows were asked for that had been let go"
-                parts.append(strip[:, :, max(first - top, 0) : last - top])
+    def strip(self, first: int, last: int) -> Tensor:
+        """Its rows (1,C,last-first,W) in one."""
+        parts = self.rows(first, last)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
-    def release(self) -> None:
-        """Let go what lies above all rows asked for since the last call: who goes down a map does not ask again."""
-        if self._highest is not None:
-            for i, bottom in enumerate(self._bottoms[1:]):
-                if bottom <= self._highest:
-                    self._strips[i] = None
-        self._highest = None
 
 
 def spans(height: int, most: int) -> List[Tuple[int, int]]:
@@ -89,21 +66,27 @@ def spans(height: int, most: int) -> List[Tuple[int, int]]:
     return [(first, min(first + rows, height)) for first in range(0, height, rows)]
 
 
-def in_memory(strips: Sequence[Tensor], at_once: int) -> FeatureMap:
+def in_memory(strips: Sequence[Tensor], slots: Slots) -> FeatureMap:
     """The map of these strips, from the top."""
-    kept = Kept(strips)
+    kept = Kept(slots)
+    for strip in strips:
+        kept.add(strip)
     _, channels, _, width = strips[0].shape
-    return FeatureMap(channels, sum(strip.shape[2] for strip in strips), width, kept.rows, (kept,), at_once)
+    height = sum(strip.shape[2] for strip in strips)
+    return FeatureMap(channels, height, width, kept.rows, (kept,), slots, at_once=channels * width)
 
 
 def replaced(x: FeatureMap) -> FeatureMap:
     """x in memory instead of the maps that it is made from; nobody may ask those again."""
-    strips = []
-    for strip in x.strips():
-        strips.append(_alone(strip))
+    new = Kept(x.slots)
+    for first, last in x.spans():
+        new.append(x.rows(first, last))
         for kept in x.kept:
             kept.release()
-    return in_memory(strips, x.at_once)
+    for kept in x.kept:
+        kept.release_all()
+    return_free_memory()
+    return replace(x, rows=new.rows, kept=(new,), at_once=x.row_elements)
 
 
 def remembered(x: FeatureMap) -> FeatureMap:
@@ -111,56 +94,77 @@ def remembered(x: FeatureMap) -> FeatureMap:
     top = bottom = 0
     latest: Optional[Tensor] = None
 
-    def rows(first: int, last: int) -> Tensor:
+    def rows(first: int, last: int) -> List[Tensor]:
         nonlocal top, bottom, latest
         if latest is None or first < top or last > bottom:
             latest = None  # before there is another
-            top, bottom, latest = first, last, x.rows(first, last)
-        return latest[:, :, first - top : last - top]
+            top, bottom, latest = first, last, x.strip(first, last)
+        return [latest[:, :, first - top : last - top]]
 
     return replace(x, rows=rows)
 
 
 def kept_within(x: FeatureMap, elements: int) -> FeatureMap:
-    """x with as many of its upper rows in memory as may be; the others are made when they are asked for."""
-    height = min(elements // x.row_elements, x.height)
-    if height < 1:
+    """x with as many of its upper strips in memory as may be; the others are made when they are asked for."""
+    spans_kept = [span for span in x.spans() if span[1] * x.row_elements <= elements]
+    if not spans_kept:
         return x
-    upper = in_memory([_alone(strip) for strip in x.strips(height)], x.at_once)
+    height, new = spans_kept[-1][1], Kept(x.slots)
+    for span in spans_kept:
+        new.append(x.rows(*span))
 
-    def rows(first: int, last: int) -> Tensor:
-        parts = [upper.rows(first, min(last, height))] if first < height else []
-        parts += [x.rows(max(first, height), last)] if last > height else []
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    def rows(first: int, last: int) -> List[Tensor]:
+        upper = new.rows(first, min(last, height)) if first < height else []
+        return upper + (x.rows(max(first, height), last) if last > height else [])
 
-    return replace(x, rows=rows, kept=upper.kept if height == x.height else x.kept + upper.kept)
+    if height == x.height:
+        return replace(x, rows=new.rows, kept=(new,), at_once=x.row_elements)
+    return replace(x, rows=rows, kept=(*x.kept, new))
 
 
-def behind(layer: Layer, x: FeatureMap, channels: int, *, halo: int = 0, up: int = 1, down: int = 1) -> FeatureMap:
-    """x behind a layer that makes `up` rows of every `down`, and looks `halo` times `down` rows further on both sides.
+@dataclass(frozen=True)
+class Reach:
+    """A layer makes `up` rows of every `down`, and looks `halo` times `down` rows further on both sides."""
 
-    The layer gets those rows too, and what it makes at a cut is dropped. It gets as many rows at the edges of the map,
-    where its own padding is right, as elsewhere.
+    halo: int = 0
+    up: int = 1
+    down: int = 1
+
+
+def behind(
+    layer: Layer, x: FeatureMap, channels: int, *, reach: Reach = Reach(), activation: Optional[Layer] = None
+) -> FeatureMap:
+    """x behind a layer, whose result may not be the tensor that it is given.
+
+    The layer gets the rows that it looks at too, and what it makes at a cut is dropped. It gets as many rows at the
+    edges of the map, where its own padding is right, as elsewhere. `activation` changes each place of x beforehand.
     """
+    halo, up, down = reach.halo, reach.up, reach.down
     units = x.height // down
 
-    def rows(first: int, last: int) -> Tensor:
+    def rows(first: int, last: int) -> List[Tensor]:
         count = min((last - 1) // up - first // up + 1 + 2 * halo, units)
         start = min(max(first // up - halo, 0), units - count)
-        made = layer(x.rows(start * down, (start + count) * down))
-        return made[:, :, first - start * up : last - start * up]
+        made = layer(x.slots.joined(x.rows(start * down, (start + count) * down), activation))
+        return [made[:, :, first - start * up : last - start * up]]
 
-    return replace(x, channels=channels, height=units * up, width=x.width // down * up, rows=rows)
+    width = x.width // down * up
+    at_once = max(channels * width, x.at_once * down / up)
+    return replace(x, channels=channels, height=units * up, width=width, rows=rows, at_once=at_once)
 
 
 def added(x: FeatureMap, branch: FeatureMap) -> FeatureMap:
-    """The sum of two maps of one size. The branch is asked first, for it looks further."""
+    """The sum of two maps of one size. The branch, which is not in memory, is asked first: it looks further."""
 
-    def rows(first: int, last: int) -> Tensor:
-        more = branch.rows(first, last)
-        return x.rows(first, last) + more
+    def rows(first: int, last: int) -> List[Tensor]:
+        total = branch.strip(first, last)
+        row = 0
+        for part in x.rows(first, last):
+            total[:, :, row : row + part.shape[2]] += part
+            row += part.shape[2]
+        return [total]
 
-    return replace(x, rows=rows, kept=tuple({*x.kept, *branch.kept}))
+    return replace(x, rows=rows, kept=tuple({*x.kept, *branch.kept}), at_once=max(x.at_once, branch.at_once))
 
 
 def normalised(norm: nn.GroupNorm, x: FeatureMap) -> Layer:
@@ -173,9 +177,10 @@ def normalised(norm: nn.GroupNorm, x: FeatureMap) -> Layer:
 def group_statistics(x: FeatureMap, groups: int) -> Tuple[Tensor, Tensor]:
     """Mean and variance over the whole map of the group that each channel is in, (C,) each, at least float32."""
     found, shares = [], []
-    for strip in x.strips():
-        found.append(torch.stack(channel_statistics(strip)))
-        shares.append(strip.shape[2] / x.height)
+    for first, last in x.spans():
+        for piece in pieces(x.rows(first, last)):
+            found.append(torch.stack(channel_statistics(piece)))
+            shares.append(piece.shape[2] / x.height)
     dtype, each = found[0].dtype, x.channels // groups
     # (strips, groups, channels of a group), in float64: the groups' variance is that inside the parts and between them
     means, variances = torch.stack(found).double().view(len(found), 2, groups, each).unbind(1)
@@ -195,8 +200,3 @@ def channel_statistics(strip: Tensor) -> Tuple[Tensor, Tensor]:
     functional.batch_norm(strip, mean, variance, training=True, momentum=1.0)
     places = strip.shape[2] * strip.shape[3]
     return mean, variance * ((places - 1) / places)
-
-
-def _alone(strip: Tensor) -> Tensor:
-    """The strip without the rows that it was cut from, which would stay in memory with it."""
-    return strip.clone() if strip.storage_offset() else strip

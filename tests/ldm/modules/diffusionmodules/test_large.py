@@ -64,8 +64,9 @@ def test_a_latent_of_any_size_is_decoded_as_the_plain_way_does(name, strip, monk
     for room, (height, width) in zip(ROOMS, [(5, 3), (1, 2), (4, 4)]):
         monkeypatch.setattr(large, "ROOM", room)
         z = noise(1 + (height == 4), 4, height, width)
-        # Thirty layers of sums in float64, in another order: 1e-16 each.
-        assert torch.allclose(decode_in_strips(decoder, z), decoder(z), rtol=0, atol=1e-12)
+        # Thirty layers of sums in float64, in another order: 1e-16 each, and of a group of two places, whose difference
+        # it is divided by, some hundred times that.
+        assert torch.allclose(decode_in_strips(decoder, z), decoder(z), rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

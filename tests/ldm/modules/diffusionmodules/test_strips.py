@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldm.modules.diffusionmodules.model import Downsample, Upsample
+from ldm.modules.diffusionmodules.slots import Slots
 from ldm.modules.diffusionmodules.strips import (
     FeatureMap,
+    Reach,
     added,
     behind,
     group_statistics,
@@ -34,11 +36,11 @@ def image(height: int, width: int = 6, channels: int = 8) -> Tensor:
 
 
 def cut(x: Tensor, height: int) -> FeatureMap:
-    return in_memory(list(x.split(height, dim=2)), FOUR_ROWS)
+    return in_memory(list(x.split(height, dim=2)), Slots(FOUR_ROWS))
 
 
 def whole(x: FeatureMap) -> Tensor:
-    return x.rows(0, x.height)
+    return x.strip(0, x.height)
 
 
 def some_rows(height: int) -> List[Tuple[int, int]]:
@@ -65,7 +67,7 @@ def test_spans_cover_every_row_once_and_all_but_the_last_are_equal_and_even(heig
 def test_rows_of_strips_in_memory_are_those_of_the_map():
     x = image(7)
     for first, last in some_rows(7):
-        assert torch.equal(cut(x, 3).rows(first, last), x[:, :, first:last])
+        assert torch.equal(cut(x, 3).strip(first, last), x[:, :, first:last])
 
 
 @pytest.mark.parametrize(
@@ -83,11 +85,11 @@ def test_rows_of_strips_in_memory_are_those_of_the_map():
 def test_any_rows_behind_a_layer_are_those_of_the_whole_result(layer, how, height):
     layer.double()
     x = image(height)
-    made = behind(layer, cut(x, 3), 8, **how)
+    made = behind(layer, cut(x, 3), 8, reach=Reach(**how))
     expected = layer(x)
     assert (made.channels, made.height, made.width) == expected.shape[1:]
     for first, last in some_rows(made.height):
-        assert torch.allclose(made.rows(first, last), expected[:, :, first:last], **SAME)
+        assert torch.allclose(made.strip(first, last), expected[:, :, first:last], **SAME)
 
 
 def test_a_layer_gets_as_many_rows_at_the_edges_as_elsewhere():
@@ -97,8 +99,8 @@ def test_a_layer_gets_as_many_rows_at_the_edges_as_elsewhere():
         seen.append(rows.shape[2])
         return rows
 
-    x = behind(layer, cut(image(24), 5), 8, halo=1)
-    assert [x.rows(first, last).shape[2] for first, last in spans(24, 6)] == [6] * 4
+    x = behind(layer, cut(image(24), 5), 8, reach=Reach(halo=1))
+    assert [x.strip(first, last).shape[2] for first, last in spans(24, 6)] == [6] * 4
     assert seen == [8] * 4
 
 
@@ -126,9 +128,9 @@ def test_some_rows_are_normalised_by_all_of_the_map():
 def test_rows_are_the_same_whether_they_are_kept_or_made_anew(rows):
     x = image(13)
     conv = nn.Conv2d(8, 8, 3, padding=1).double()
-    kept = kept_within(behind(conv, cut(x, 4), 8, halo=1), rows * 8 * 6)
+    kept = kept_within(behind(conv, cut(x, 4), 8, reach=Reach(halo=1)), rows * 8 * 6)
     for first, last in some_rows(13):
-        assert torch.allclose(kept.rows(first, last), conv(x)[:, :, first:last], **SAME)
+        assert torch.allclose(kept.strip(first, last), conv(x)[:, :, first:last], **SAME)
 
 
 def test_what_was_asked_for_last_is_not_made_again():
@@ -141,7 +143,7 @@ def test_what_was_asked_for_last_is_not_made_again():
     x = image(9)
     map_ = remembered(behind(layer, cut(x, 4), 8))
     for first, last in [(0, 6), (1, 5), (0, 6), (3, 9), (4, 9)]:
-        assert torch.equal(map_.rows(first, last), x[:, :, first:last])
+        assert torch.equal(map_.strip(first, last), x[:, :, first:last])
     assert asked == [6, 6]
 
 
@@ -157,15 +159,30 @@ def test_a_map_that_takes_the_place_of_another_lets_its_strips_go():
         seen.append(sum(each() is not None for each in alive))
         return conv(rows)
 
-    x = in_memory(parts, FOUR_ROWS)
+    x = in_memory(parts, Slots(FOUR_ROWS))
     del parts
-    new = replaced(added(x, behind(watched, behind(conv, x, 8, halo=1), 8, halo=1)))
+    new = replaced(added(x, behind(watched, behind(conv, x, 8, reach=Reach(halo=1)), 8, reach=Reach(halo=1))))
     assert torch.allclose(whole(new), expected + conv(conv(expected)), **SAME)
     assert seen == [10, 10, 10, 9, 8, 7, 6, 5, 4, 3]
     with pytest.raises(AssertionError, match="let go"):
         x.rows(0, 1)
 
 
-def test_strips_do_not_keep_what_they_were_cut_from():
-    x = replaced(behind(functional.silu, cut(image(24), 6), 8, halo=3))
-    assert all(strip.storage_offset() == 0 for strip in x.strips())
+def test_strips_are_chosen_by_the_largest_map_on_the_way():
+    """A layer that makes eight channels of two has four times the numbers of its input in work."""
+    slots = Slots(8 * 6 * 4)
+    x = in_memory([image(16, channels=2)], slots)
+    assert x.spans() == [(0, 16)]
+    wide = behind(nn.Conv2d(2, 8, 1).double(), x, 8)
+    assert wide.spans() == [(0, 4), (4, 8), (8, 12), (12, 16)]
+    narrow = behind(nn.Conv2d(8, 2, 1).double(), wide, 2)
+    assert narrow.spans() == wide.spans()
+    assert replaced(narrow).spans() == [(0, 16)]
+
+
+def test_places_are_changed_before_a_layer_looks_at_them():
+    x = image(9)
+    conv = nn.Conv2d(8, 8, 3, padding=1).double()
+    made = behind(conv, cut(x, 4), 8, reach=Reach(halo=1), activation=functional.silu)
+    for first, last in some_rows(9):
+        assert torch.allclose(made.strip(first, last), conv(functional.silu(x))[:, :, first:last], **SAME)
