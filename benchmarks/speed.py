@@ -116,9 +116,10 @@ def find_peer(asked: Optional[str]) -> Optional[Path]:
 def show(series: Series) -> None:
     """The medians of a part, as soon as they are there."""
     for name, ways in series.items():
-        medians = {way: Measured(values) for way, values in ways.items() if values}
-        shown = (f"{way} {found.median:.3g} (spread {found.spread:.0%})" for way, found in medians.items())
-        print(f"{name}: {'; '.join(shown)}", flush=True)
+        medians = {way: Measured(values) for way, values in ways.items() if values and way != "stolen"}
+        shown = [f"{way} {found.median:.3g} (spread {found.spread:.0%})" for way, found in medians.items()]
+        stolen = [f"of the processors' time {max(ways['stolen']):.0%} stolen"] if ways.get("stolen") else []
+        print(f"{name}: {'; '.join(shown + stolen)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,9 @@
-"""Seconds of the processor: of those a machine that does other work takes few, of a clock's it takes any number."""
+"""Seconds of the processor: what other work or the host of a virtual machine takes from a clock's is not in them."""
 
 from __future__ import annotations
 
-import functools
 import time
 from typing import Any, Callable, Dict, List, Mapping
-
-from on_processor.parts import alternate
 
 
 def processor_seconds(call: Callable[[], Any]) -> float:
@@ -17,5 +14,11 @@ def processor_seconds(call: Callable[[], Any]) -> float:
 
 
 def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> Dict[str, List[float]]:
-    """Seconds of each call, a number a round; all have their turn in a round, so that ratios are of one time."""
-    return alternate({name: functools.partial(processor_seconds, call) for name, call in calls.items()}, rounds)
+    """Seconds of each call, a number a round, after one to warm up; every second round goes backwards."""
+    found: Dict[str, List[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for number in range(rounds):
+        for name in list(calls)[:: -1 if number % 2 else 1]:
+            found[name].append(processor_seconds(calls[name]))
+    return found

@@ -277,10 +277,10 @@ class Pipeline:
     @torch.inference_mode()
     def run_network(self, request: GenerationRequest, pictures: int) -> Tensor:
         """The network's noise (B,C,h,w), once, with the numbers that so many pictures like this one go in with."""
-        rows = pictures if request.sampler.guidance_scale == 1.0 else 2 * pictures
-        x = send_draw(noise_for([request.seed] * rows, self._latent_shape(request)), self.model.device)
+        texts = 1 if request.sampler.guidance_scale == 1.0 else 2
+        x = send_draw(noise_for([request.seed] * pictures, self._latent_shape(request)), self.model.device)
         run_once = network(self.model, request.sampler.shortcuts)
-        return run_once(x, float(self.model.num_timesteps - 1), self.encode_text([request.prompt] * rows))
+        return run_once(x, float(self.model.num_timesteps - 1), self.encode_text([request.prompt] * (texts * pictures)))
 
     def _latent_shape(self, request: GenerationRequest) -> Tuple[int, int, int]:
         return self.model.channels, request.height // self.factor, request.width // self.factor
