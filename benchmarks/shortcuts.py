@@ -4,8 +4,8 @@
 
 Parts: `seconds` and `calls` of a batch of the small model by every setting; `difference` of its pictures from those of
 all the work, and how many show what was asked for; `large`, what each kind of network call takes at the size of SD v1.
-Half an hour on an idle core. The folder keeps random weights (9 GB, those of benchmarks/speed.py) and what was
-measured: --only measures parts again and leaves the others as they were.
+Three quarters of an hour on an idle core. The folder keeps random weights (9 GB, those of benchmarks/speed.py) and what
+was measured: --only measures parts again and leaves the others as they were.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402 - found from any folder, without installing
 from on_cluster.measure import processor  # noqa: E402
+from on_processor.parts import INSTRUCTIONS  # noqa: E402
 from on_shortcuts import page  # noqa: E402
 from on_shortcuts.large import Large  # noqa: E402
 from on_shortcuts.settings import PAINTED, SIZES  # noqa: E402
 from on_shortcuts.small import Small  # noqa: E402
 
 from ldm.inference.runtime import Precision, dtype_name  # noqa: E402
+from ldm.modules.processor import processor_flags  # noqa: E402
 
 FOLDER = ROOT / "build" / "benchmarks"
 CONFIG = ROOT / "configs" / "stable-diffusion" / "v1-inference.yaml"
@@ -57,7 +59,7 @@ def main() -> int:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200, metavar="N", help="pictures that are compared (200)")
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="turns of every setting (7)")
+    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="turns of every setting (9)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for 9 GB (build/benchmarks)")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the large model's YAML (SD v1)")
     parser.add_argument(
@@ -67,7 +69,8 @@ def parse_options() -> argparse.Namespace:
 
 
 def about() -> str:
-    return f"{processor()}, torch {torch.__version__}"
+    instructions = " ".join(name for name in INSTRUCTIONS if name in processor_flags())
+    return ", ".join(word for word in (processor(), instructions, f"torch {torch.__version__}") if word)
 
 
 def seconds(options: argparse.Namespace) -> Dict[str, Any]:

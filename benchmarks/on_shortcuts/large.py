@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence
 
@@ -47,14 +47,14 @@ class Large:
         def call(shortcuts: Shortcuts = NO_SHORTCUTS, scale: float = SCALE) -> Callable[[], Any]:
             predict = guided(network(self.model, shortcuts), cond, uncond, scale)
             if shortcuts.cache_interval == 1:
-                return functools.partial(predict, x, T)
+                return partial(predict, x, T)
             predict(x, T)  # gives the map that every call at the next timestep reuses
-            return functools.partial(predict, x, NEXT_T)
+            return partial(predict, x, NEXT_T)
 
         return {
             "whole guided": call(),
-            "whole": call(scale=1.0),
+            "merged guided": call(Shortcuts(merge_tokens=MERGED)),
             "reused guided": call(CACHED),
             "reused": call(CACHED, scale=1.0),
-            "merged guided": call(Shortcuts(merge_tokens=MERGED)),
+            "whole": call(scale=1.0),
         }

@@ -22,16 +22,17 @@ BEGIN, END = "<!-- make bench-shortcuts writes what follows -->", "<!-- make ben
 TEXT = """
 {when}
 
-**Speed** in seconds of the processor with one thread, all settings in turns. A machine that is busy with other work
-adds to them and never takes away, so the lowest of {rounds} turns counts{unsettled}. *emoji-v1*: a batch of {batch}
-pictures of 64 px in {small_dtype}, text and first stage included. *SD v1*: the calls of its U-Net for one picture, from
-what each kind of call takes (below) with random weights in {large_dtype}; text and first stage, which no shortcut
-touches, are not in it.
+**Speed** is in seconds of the processor with one thread, which other work on the machine cannot take away, only slow
+down: all have their turn in each of {rounds} rounds, and medians count.{scattered}
 
-**Difference** of emoji-v1's pictures for {prompts} prompts of `scripts/evaluate_emoji.py`, in float32, guidance 3, from
-those of PLMS at 50 steps with the same seeds: medians. *In latents* is the root of the mean square between the first
-stage's encodings of both pictures. The last row is the yardstick: the same work with other seeds, which makes other
-pictures of the same prompts. One picture of {prompts} is {one:.1%}.
+- *emoji-v1*: a batch of {batch} pictures of 64 px in {small_dtype}, text and first stage included.
+- *SD v1*: the calls of its U-Net for one picture, counted on emoji-v1, by what each takes (table below) with random
+  weights in {large_dtype}. Text and first stage are left out: no shortcut touches them.
+
+**Difference** is that of emoji-v1's pictures for {prompts} prompts of `scripts/evaluate_emoji.py`, in float32 with
+guidance 3, from those of PLMS at 50 steps with the same seeds; medians. *In latents* is the root of the mean square
+between both pictures as the first stage encodes them. What is *right* that script tells; one picture is {one}.
+The last row is a yardstick: all of the work with other seeds, so other pictures of the same prompts.
 
 {table}
 
@@ -54,6 +55,7 @@ KINDS = {
 }
 
 Kept = Mapping[str, Mapping[str, Any]]
+Costs = Mapping[str, Sequence[float]]  # of the large network, by the kind of call
 
 
 def read(file: Path) -> Dict[str, Any]:
@@ -87,12 +89,12 @@ def text(kept: Kept) -> str:
     return TEXT.format(
         when=when(kept),
         rounds=min(map(len, values)),
-        unsettled=unsettled(values),
+        scattered=scattered(values),
         batch=BATCH,
         small_dtype=kept["seconds"]["dtype"],
         large_dtype=kept["large"]["dtype"],
         prompts=prompts,
-        one=1 / prompts,
+        one=percent(1 / prompts),
         table="\n".join(table(kept)),
         kinds="\n".join(kinds(kept["large"]["found"])),
         pictures=len(kept["difference"]["found"][BASE.name]["sheet"]),
@@ -106,26 +108,39 @@ def when(kept: Kept) -> str:
     return f"Measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))} by `make bench-shortcuts` on {about}."
 
 
-def unsettled(values: Sequence[Sequence[float]]) -> str:
-    """How many of the series have a lowest value that no other comes near."""
-    alone = sum(sorted(each)[1] > (1 + WIDE) * min(each) for each in values if len(each) > 1)
-    return f" ({alone} of {len(values)} have no second turn within {WIDE:.0%} of it)" if alone else ""
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def scattered(values: Sequence[Sequence[float]]) -> str:
+    """How many of the series have a middle half that is wide."""
+    wide = sum(middle_half(each) > WIDE * statistics.median(each) for each in values)
+    return f" The middle half of {wide} of {len(values)} is wider than {percent(WIDE, 0)}." if wide else ""
+
+
+def middle_half(values: Sequence[float]) -> float:
+    """How wide it is."""
+    return float(np.percentile(values, 75) - np.percentile(values, 25))
 
 
 def faster_small(kept: Kept, setting: Setting) -> float:
     """How often a setting's batch of the small model goes into that of all the work."""
     found = kept["seconds"]["found"]
-    return float(min(found[BASE.name]) / min(found[setting.name]))
+    return float(statistics.median(found[BASE.name]) / statistics.median(found[setting.name]))
 
 
 def faster_large(kept: Kept, setting: Setting, size: int) -> float:
     """How often a setting's calls of the large network go into those of all the work."""
-    lowest = {kind: min(values) for kind, values in kept["large"]["found"][str(size)].items()}
+    costs = kept["large"]["found"][str(size)]
 
     def spent(calls: Mapping[str, int]) -> float:
-        return float(sum(count * lowest[kind] for kind, count in calls.items()))
+        return sum(count * statistics.median(costs[kind]) for kind, count in calls.items())
 
     return spent(_calls(kept, BASE)) / spent(_calls(kept, setting))
+
+
+def unguided(calls: Mapping[str, int]) -> int:
+    return sum(count for kind, count in calls.items() if not kind.endswith("guided"))
 
 
 def _calls(kept: Kept, setting: Setting) -> Mapping[str, int]:
@@ -137,16 +152,16 @@ def calls_text(calls: Mapping[str, int]) -> str:
     """The calls of one picture, and how many of them are less than whole and guided."""
     total = sum(calls.values())
     reused = sum(count for kind, count in calls.items() if kind.startswith("reused"))
-    alone = sum(count for kind, count in calls.items() if not kind.endswith("guided"))
-    less = [f"{count} {what}" for count, what in ((reused, "reuse"), (alone, "unguided")) if count]
+    less = [f"{count} {what}" for count, what in ((reused, "reuse"), (unguided(calls), "unguided")) if count]
     return f"{total}, {', '.join(less)}" if less else str(total)
 
 
 def table(kept: Kept) -> List[str]:
     """A row for each setting, then the yardstick."""
-    sizes = " | ".join(f"SD v1 {size} px" for size in SIZES)
+    sizes = " | ".join(f"SD v1, {size} px" for size in SIZES)
     rows = [
-        f"| setting | network calls | times faster: emoji-v1 | {sizes} | PSNR, dB | in latents | object | background |",
+        f"| setting | network calls | times faster: emoji-v1, 64 px | {sizes} | PSNR, dB | in latents | object right "
+        "| background right |",
         f"| --- | --- {'| --: ' * (len(SIZES) + 5)}|",
     ]
     for setting in SETTINGS:
@@ -165,7 +180,7 @@ def _differences(kept: Kept, name: str) -> List[str]:
     found = kept["difference"]["found"].get(name)
     if found is None:
         return [""] * 4
-    shares = [f"{found['object']:.1%}", f"{found['background']:.1%}"]
+    shares = [percent(found["object"]), percent(found["background"])]
     if name == BASE.name:
         return ["", "", *shares]
     return [f"{statistics.median(found['psnr']):.1f}", f"{_distance(kept, name):.3f}", *shares]
@@ -175,13 +190,15 @@ def _distance(kept: Kept, name: str) -> float:
     return float(statistics.median(kept["difference"]["found"][name]["latent"]))
 
 
-def kinds(costs: Mapping[str, Mapping[str, Sequence[float]]]) -> List[str]:
+def kinds(costs: Mapping[str, Costs]) -> List[str]:
     """A row for each kind of call: the first in seconds, the others as shares of it."""
     rows = [f"| call | {' | '.join(f'{size} px' for size in costs)} |", f"| --- {'| --: ' * len(costs)}|"]
     first, *others = KINDS
-    rows.append(f"| {KINDS[first]} | {' | '.join(f'{min(each[first]):.2f} s' for each in costs.values())} |")
+    seconds = [statistics.median(each[first]) for each in costs.values()]
+    rows.append(f"| {KINDS[first]} | {' | '.join(f'{each:.2f} s' for each in seconds)} |")
     for kind in others:
-        shares = [f"{min(each[kind]) / min(each[first]):.3f}" for each in costs.values()]
+        values = [statistics.median(each[kind]) for each in costs.values()]
+        shares = (f"{own / whole:.3f}" for own, whole in zip(values, seconds))
         rows.append(f"| {KINDS[kind]} | {' | '.join(shares)} |")
     return rows
 

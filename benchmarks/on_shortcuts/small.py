@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from functools import partial
 from typing import Any, Dict, List, Sequence
 
 import numpy as np
@@ -47,9 +47,8 @@ class Small:
 
     def speed(self, rounds: int) -> Dict[str, List[float]]:
         """Seconds of a batch by each setting, a number a round."""
-        return in_turns(
-            {setting.name: functools.partial(self.paint, setting.sampler, BATCH) for setting in PAINTED}, rounds
-        )
+        paints = {setting.name: partial(self.paint, setting.sampler, BATCH) for setting in PAINTED}
+        return in_turns(paints, rounds)
 
     def calls(self, sampler: SamplerConfig) -> Dict[str, int]:
         """How often one picture calls the network in each way.
