@@ -122,7 +122,7 @@ def test_the_page_says_what_the_host_took(speed: SimpleNamespace) -> None:
     assert "virtual machine" not in page_of(speed, series)
     series["whole"]["stolen"] = [0.01, 0.25]
     series["start"]["stolen"] = [0.0, 0.04]
-    assert "more than 3% of its processors' time to others in 2 of 4 rounds, up to 25%," in page_of(speed, series)
+    assert "more than 3% of its processors' time to others in 2 of 4 rounds, up to 25%;" in page_of(speed, series)
 
 
 def test_weights_are_the_same_wherever_they_are_made(speed: SimpleNamespace, tmp_path: Path) -> None:
