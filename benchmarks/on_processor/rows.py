@@ -203,8 +203,8 @@ def _starts(found: Found) -> List[Row]:
             None if more is None else more.median <= CKPT_SECONDS_MORE,
         )
     )
-    peak, alone = (_gigabytes(memory.get(way)) for way in ("ours .ckpt", "torch alone"))
-    beside = f"; torch imported and no more {alone.text('GB')}" if alone else ""
+    peak, of_torch = (_gigabytes(memory.get(way)) for way in ("ours .ckpt", "torch alone"))
+    beside = f"; torch imported and no more {of_torch.text('GB')}" if of_torch else ""
     rows.append(
         Row(
             "peak memory until then, from `.ckpt`",
