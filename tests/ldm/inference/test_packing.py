@@ -207,6 +207,21 @@ def test_freed_weights_are_given_back_every_so_many_bytes(monkeypatch):
 
 
 @needs_packing
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_a_batch_gives_does_not_depend_on_the_batch_before(dtype):
+    layer = nn.Conv2d(24, 40, 3, padding=1)
+    batches = {rows: torch.randn(rows, 24, 16, 12, dtype=dtype) for rows in (1, 2, 3, 8, 9)}
+
+    def packed():
+        return PackedConv2d(copy.deepcopy(layer).to(dtype).requires_grad_(False))
+
+    alone = {rows: packed()(batch) for rows, batch in batches.items()}
+    used = packed()
+    for rows in (2, 9, 1, 8, 3, 2):
+        assert torch.equal(used(batches[rows]), alone[rows])
+
+
+@needs_packing
 def test_packing_tells_what_it_has_freed(monkeypatch):
     seen = []
     monkeypatch.setattr(packing.freed, "add", lambda weight: seen.append(weight.numel()))
@@ -216,6 +231,6 @@ def test_packing_tells_what_it_has_freed(monkeypatch):
     packing.PackedLinear(linear)
     packed = packing.PackedConv2d(convolution)
     assert seen == [256 * 512]
-    for size in (16, 16, 32):
-        packed(torch.zeros(1, 4, size, size))
-    assert seen == [256 * 512, 8 * 4 * 9, 8 * 4 * 9], "once for each size of its input"
+    for rows, size in ((1, 16), (2, 16), (9, 16), (1, 16), (9, 32)):
+        packed(torch.zeros(rows, 4, size, size))
+    assert seen == [256 * 512, 8 * 4 * 9, 8 * 4 * 9], "once for each size of a map, however many there are"
