@@ -230,6 +230,7 @@ class UNetModel(nn.Module):
         )
         widths = [mult * model_channels for mult in channel_mult]
         attends = [2**level in attention_resolutions for level in range(len(widths))]
+        self.attends_to_largest = attends[0]
 
         first = TimestepEmbedSequential(nn.Conv2d(in_channels, model_channels, 3, padding=1))
         self.input_blocks, skips = way_down(blocks, first, widths, attends, num_res_blocks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import List, Tuple
 
 import pytest
 import torch
@@ -142,3 +142,11 @@ def test_the_network_merges_at_its_top_level(height: int, width: int) -> None:
     assert not torch.equal(merged, plain)
     # With nothing merged, the tokens attend to the same ones in another order, and so sum in another.
     assert torch.allclose(built(x, t, context, merging(0.0, height, width)), plain, atol=1e-4)
+
+
+@pytest.mark.parametrize(("resolutions", "expected"), [([1, 2], True), ([2], False)])
+def test_a_network_that_merges_nowhere_says_so(resolutions: List[int], expected: bool) -> None:
+    built = unet(attention_resolutions=resolutions)
+    x, context, t = torch.randn(1, 4, 32, 32), torch.randn(1, 7, 16), torch.tensor([500])
+    assert built.attends_to_largest is expected
+    assert torch.equal(built(x, t, context, merging(0.5, 32, 32)), built(x, t, context)) is not expected
