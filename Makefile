@@ -56,7 +56,6 @@ golden: .venv/test.stamp  ## rewrite the golden files of generated text; read th
 bench: .venv/test.stamp .venv-peers/peers.stamp  ## measure loading, a worker's overhead, the batch system in small, the networks against diffusers
 	tools/apt.sh tests/apt-packages.txt
 	$(IN_VENV) python benchmarks/load.py
-	$(IN_VENV) python benchmarks/overhead.py
 	$(IN_VENV) python benchmarks/cluster.py
 	$(IN_VENV) python benchmarks/speed.py $(BENCH)
 

@@ -30,7 +30,7 @@ CONFIG = ROOT / "configs" / "stable-diffusion" / "v1-inference.yaml"
 PEER = ROOT / ".venv-peers" / "bin" / "python"
 ROUNDS, QUICK_ROUNDS = 5, 2
 Part = Callable[[], Iterator[Series]]
-PARTS = (*parts.TASKS, "compiled", "whole", "start", "accuracy", "small", "levers")
+PARTS = (*parts.TASKS, "compiled", "whole", "start", "overhead", "accuracy", "small", "levers")
 
 
 def main() -> int:
@@ -73,6 +73,7 @@ def wanted_parts(bench: Bench, options: argparse.Namespace) -> List[Tuple[str, P
         "compiled": partial(parts.compiled, bench),
         "whole": partial(parts.whole, bench),
         "start": partial(parts.start, bench),
+        "overhead": partial(parts.overhead, bench),
         "accuracy": partial(parts.accuracy, bench),
         "small": partial(parts.small, bench),
     }

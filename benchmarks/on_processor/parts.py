@@ -8,6 +8,7 @@ Seconds, if nothing else is said.
 from __future__ import annotations
 
 import array
+import json
 import math
 import re
 import subprocess
@@ -21,7 +22,7 @@ from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, 
 from on_cluster.measure import ROOT, processor, run
 
 from on_processor import levers
-from on_processor.talk import Server, StolenShare, servers
+from on_processor.talk import Server, ServerError, StolenShare, servers
 from on_processor.task import PROMPT, SEED, SIZE, STEPS
 
 SMALL_CONFIG = ROOT / "configs" / "emoji" / "v1.yaml"
@@ -51,6 +52,9 @@ Ask = Callable[[], float]
 
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # as Linux names them
+IMPORT_TORCH = (
+    "import sys; sys.path.insert(0, 'benchmarks'); import torch; from on_processor import talk; print(talk.peak_mib())"
+)
 VERSIONS = "import diffusers as d, torch; print('diffusers', d.__version__, 'with torch', torch.__version__)"
 
 
@@ -235,6 +239,7 @@ def start(bench: Bench) -> Iterator[Series]:
     if bench.peer:
         script = str(PEERS / "diffusers_txt2img.py")
         commands["diffusers"] = (str(bench.peer), script, str(bench.diffusers), "unused.png", "--first-call")
+    commands["torch alone"] = (sys.executable, "-c", IMPORT_TORCH)
     peaks: Dict[str, List[float]] = {way: [] for way in commands}
 
     def ask(way: str) -> float:
@@ -248,6 +253,22 @@ def start(bench: Bench) -> Iterator[Series]:
 
     seconds = alternate({way: partial(ask, way) for way in commands}, bench.rounds)
     yield {"start": seconds, "start MiB": {way: values[1:] for way, values in peaks.items()}}
+
+
+def overhead(bench: Bench) -> Iterator[Series]:
+    """Of a job of 100 pictures of the small model, the share of its time that is not in its networks."""
+    file = bench.folder / "overhead.json"
+    command = (sys.executable, str(ROOT / "benchmarks" / "overhead.py"), f"--json={file}")
+    file.unlink(missing_ok=True)
+    subprocess.run((*command, f"--repeats={bench.rounds}"), cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+    if not file.exists():  # its status tells of the bar
+        raise ServerError("benchmarks/overhead.py ended without a result")
+    for name, ways in json.loads(file.read_text(encoding="utf-8"))["jobs"].items():
+        yield {
+            f"overhead {name}": {
+                way: [1 - each["network"] / each["seconds"] for each in rounds] for way, rounds in ways.items()
+            }
+        }
 
 
 def ours_txt2img(config: Path, weights: Path, outdir: Path) -> Tuple[str, ...]:
