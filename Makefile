@@ -19,10 +19,10 @@ PYTHON38 ?= $(or $(shell python3.8 -c 'import sys; print(sys.executable)' 2>/dev
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 SHELL_FILES = $(shell git ls-files '*.sh' .ci/run)
 
-.PHONY: help run test test-quick lint type format check golden bench chaos test-dtk2210 clean
+.PHONY: help run test test-quick lint type format check golden bench bench-shortcuts chaos test-dtk2210 clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
 	@echo "Variables: PYTHON=$(PYTHON) TORCH='torch==...' PROMPTS=$(PROMPTS) MODEL=$(MODEL) SETTINGS='$(SETTINGS)' SEED=$(SEED) MINUTES=$(MINUTES) BENCH='$(BENCH)'"
 
 run: .venv/run.stamp  ## prompts to pictures with the model that ships here, on a fresh machine
@@ -56,9 +56,11 @@ golden: .venv/test.stamp  ## rewrite the golden files of generated text; read th
 bench: .venv/test.stamp .venv-peers/peers.stamp  ## measure loading, a worker's overhead, the batch system in small, the networks against diffusers
 	tools/apt.sh tests/apt-packages.txt
 	$(IN_VENV) python benchmarks/load.py
-	$(IN_VENV) python benchmarks/overhead.py
 	$(IN_VENV) python benchmarks/cluster.py
 	$(IN_VENV) python benchmarks/speed.py $(BENCH)
+
+bench-shortcuts: .venv/test.stamp  ## measure what each shortcut gives and costs, and write docs/shortcuts.md
+	$(IN_VENV) python benchmarks/shortcuts.py $(BENCH)
 
 chaos: .venv/test.stamp  ## let everything happen to a run on a Slurm cluster of its own for MINUTES, and judge it
 	tools/apt.sh tests/apt-packages.txt

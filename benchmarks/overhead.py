@@ -35,6 +35,7 @@ from jobs.worker.behind import Behind  # noqa: E402
 from jobs.worker.model import generate_with, load_pipeline  # noqa: E402
 from jobs.worker.worker import Generate, Worker, run_shard  # noqa: E402
 from ldm.inference.runtime import describe_device  # noqa: E402
+from ldm.modules.diffusionmodules.util import rows_like  # noqa: E402
 
 BAR, STRETCH = 0.05, 0.02
 BATCH = 4
@@ -183,7 +184,7 @@ def put_to_sleep(model: Any) -> None:
     measured instead.
     """
     torch.set_num_threads(1)
-    model.model.diffusion_model = Sleeping(PER_PICTURE_MS["unet"] / 2)  # with and without the prompt
+    model.model.diffusion_model = SleepingUNet(PER_PICTURE_MS["unet"] / 2)  # with and without the prompt
     model.first_stage_model.decoder = SleepingDecoder(model.first_stage_model.factor)
     model.cond_stage_model.transformer = SleepingText(model.cond_stage_model.transformer)
 
@@ -199,6 +200,13 @@ class Sleeping(nn.Module):
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         time.sleep(self.milliseconds / 1000 * x.shape[0])
         return x
+
+
+class SleepingUNet(Sleeping):
+    """Gives back its input for each of its texts."""
+
+    def forward(self, x: Tensor, *_: Any, context: Tensor, **__: Any) -> Tensor:
+        return super().forward(rows_like(x, context))
 
 
 class SleepingDecoder(Sleeping):

@@ -30,7 +30,7 @@ CONFIG = ROOT / "configs" / "stable-diffusion" / "v1-inference.yaml"
 PEER = ROOT / ".venv-peers" / "bin" / "python"
 ROUNDS, QUICK_ROUNDS = 5, 2
 Part = Callable[[], Iterator[Series]]
-PARTS = (*parts.TASKS, "compiled", "whole", "start", "accuracy", "small", "levers")
+PARTS = (*parts.TASKS, "compiled", "whole", "start", "overhead", "accuracy", "small", "levers")
 
 
 def main() -> int:
@@ -73,6 +73,7 @@ def wanted_parts(bench: Bench, options: argparse.Namespace) -> List[Tuple[str, P
         "compiled": partial(parts.compiled, bench),
         "whole": partial(parts.whole, bench),
         "start": partial(parts.start, bench),
+        "overhead": partial(parts.overhead, bench),
         "accuracy": partial(parts.accuracy, bench),
         "small": partial(parts.small, bench),
     }
@@ -116,9 +117,10 @@ def find_peer(asked: Optional[str]) -> Optional[Path]:
 def show(series: Series) -> None:
     """The medians of a part, as soon as they are there."""
     for name, ways in series.items():
-        medians = {way: Measured(values) for way, values in ways.items() if values}
-        shown = (f"{way} {found.median:.3g} (spread {found.spread:.0%})" for way, found in medians.items())
-        print(f"{name}: {'; '.join(shown)}", flush=True)
+        medians = {way: Measured(values) for way, values in ways.items() if values and way != "stolen"}
+        shown = [f"{way} {found.median:.3g} (spread {found.spread:.0%})" for way, found in medians.items()]
+        stolen = [f"of the processors' time {max(ways['stolen']):.0%} stolen"] if ways.get("stolen") else []
+        print(f"{name}: {'; '.join(shown + stolen)}", flush=True)
 
 
 if __name__ == "__main__":

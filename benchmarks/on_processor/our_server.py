@@ -62,10 +62,12 @@ def networks(model: Any, given: Dict[str, Any]) -> Dict[str, Callable[..., Any]]
     """What can be computed, each by the way that the samplers and scripts go."""
     import torch
 
+    from ldm.models.diffusion.guidance import network
     from ldm.models.diffusion.plms import PLMSSampler
 
     dtype = model.dtype
-    text = given["text"].to(dtype)
+    text, timestep = given["text"].to(dtype), float(given["timestep"][0])
+    predict_noise = network(model)
 
     def sample(size: int, steps: int) -> Any:
         start = given[f"start-{size}"]
@@ -82,7 +84,7 @@ def networks(model: Any, given: Dict[str, Any]) -> Dict[str, Callable[..., Any]]
         return torch.cat(seen["x_inter"][1:])
 
     return {
-        "unet": lambda size: model.apply_model(given[f"noisy-{size}"].to(dtype), given["timestep"], text),
+        "unet": lambda size: predict_noise(given[f"noisy-{size}"][:1], timestep, text),
         "vae": lambda size: model.decode_first_stage(given[f"latent-{size}"].to(dtype)),
         "text": lambda: model.get_learned_conditioning([PROMPT]),
         "sample": sample,

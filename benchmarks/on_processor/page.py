@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Mapping, Sequence
 from on_cluster.measure import ROOT, Measured, markdown
 
 from on_processor import plot, rows
-from on_processor.parts import Series
+from on_processor.parts import DISTURBED, TRIES, Series
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOT = ROOT / "docs" / "images" / "speed.svg"
@@ -23,7 +23,8 @@ way has a process of its own that holds the model and computes when it is asked;
 so that a ratio is of numbers taken right after each other. Values are medians, with the lowest and the highest of the
 rounds behind them; a spread above 10 % is said. *plain* is this project with all that is listed under [levers](#levers)
 switched off. diffusers runs as its documentation has it, channels last in bfloat16, in an environment of its own
-with the same torch. A forward of the U-Net is at batch 2, one step with guidance.
+with the same torch. A forward of the U-Net is what one step with guidance asks for: the noise of one latent with two
+texts.
 
 ## Networks
 
@@ -117,7 +118,20 @@ def machine(kept: Mapping[str, Any]) -> str:
     """When, on what and with what all parts were measured."""
     dates = sorted({part["date"] for part in kept.values()}) or ["never"]
     words = dict.fromkeys(word for part in kept.values() for word in part["about"])
-    return f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {', '.join(words)}."
+    return f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {', '.join(words)}.{disturbances(kept)}"
+
+
+def disturbances(kept: Mapping[str, Any]) -> str:
+    """In how many rounds the host of a virtual machine took a share of its processors; nothing where it never did."""
+    shares = [share for ways in all_series(kept).values() for share in ways.get("stolen", ())]
+    disturbed = [share for share in shares if share > DISTURBED]
+    if not disturbed:
+        return ""
+    return (
+        f" It is a virtual machine whose host gave more than {DISTURBED:.0%} of its processors' time to others in "
+        f"{len(disturbed)} of {len(shares)} rounds, up to {max(disturbed):.0%}; "
+        f"there each sample is the least disturbed of {TRIES}."
+    )
 
 
 def compiled(found: rows.Found) -> str:

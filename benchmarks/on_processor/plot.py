@@ -57,7 +57,7 @@ def _grid(axis: Axis, height: int) -> str:
 
 
 def _legend() -> str:
-    shapes = [f'<text x="{LEFT}" y="20">share of what the processor can do, U-Net at batch 2</text>']
+    shapes = [f'<text x="{LEFT}" y="20">share of what the processor can do, U-Net with guidance</text>']
     for number, (way, colour) in enumerate(COLOURS.items()):
         x = LEFT + 120 * number
         shapes.append(f'<rect x="{x}" y="30" width="12" height="12" fill="{colour}"/>')

@@ -54,6 +54,8 @@ ACCURACIES = (
 WHOLE_BAR, START_SECONDS, CKPT_SECONDS_MORE = 1.8, 3.0, 1.0
 MEMORY_GB, CKPT_MEMORY = 3.2, 1.2
 WEIGHTS_GB = 2.13  # in bfloat16
+OVERHEAD_BAR = 0.05
+OVERHEADS = {"model": "emoji-v1", "card": "512 px with networks that sleep as long as a fast card would take"}
 
 
 def ratio(series: Mapping[str, Sequence[float]], one: str, other: str) -> Optional[Measured]:
@@ -102,7 +104,7 @@ def limits(found: Found) -> List[str]:
 
 def processes(found: Found) -> List[Row]:
     """Whole processes, their start and their memory."""
-    return [_whole(found), *_starts(found), *_memory(found)]
+    return [_whole(found), *_starts(found), *_memory(found), *_overheads(found)]
 
 
 def small(found: Found) -> List[str]:
@@ -180,7 +182,10 @@ def _whole(found: Found) -> Row:
 def _starts(found: Found) -> List[Row]:
     series, memory = found.get("start", {}), found.get("start MiB", {})
     ours, ckpt, theirs = (series.get(way) for way in ("ours", "ours .ckpt", "diffusers"))
-    beside = f"; diffusers {_seconds(theirs)}" if theirs else ""
+    alone = series.get("torch alone")
+    beside = (f"; diffusers {_seconds(theirs)}" if theirs else "") + (
+        f"; to import torch and no more {_seconds(alone)}" if alone else ""
+    )
     rows = [
         Row(
             "start of the process to the U-Net's first call, `.safetensors`, cached",
@@ -198,12 +203,13 @@ def _starts(found: Found) -> List[Row]:
             None if more is None else more.median <= CKPT_SECONDS_MORE,
         )
     )
-    peak = _gigabytes(memory.get("ours .ckpt"))
+    peak, of_torch = (_gigabytes(memory.get(way)) for way in ("ours .ckpt", "torch alone"))
+    beside = f"; torch imported and no more {of_torch.text('GB')}" if of_torch else ""
     rows.append(
         Row(
             "peak memory until then, from `.ckpt`",
             f"{CKPT_MEMORY}x the weights, {CKPT_MEMORY * WEIGHTS_GB:.2f} GB",
-            NOT_MEASURED if peak is None else peak.text("GB"),
+            NOT_MEASURED if peak is None else peak.text("GB") + beside,
             None if peak is None else peak.median <= CKPT_MEMORY * WEIGHTS_GB,
         )
     )
@@ -217,6 +223,23 @@ def _memory(found: Found) -> List[Row]:
     text = NOT_MEASURED if ours is None else ours.text("GB") + beside
     met = None if ours is None else ours.median <= MEMORY_GB
     return [Row("peak memory of that whole process", f"{MEMORY_GB} GB", text, met)]
+
+
+def _overheads(found: Found) -> List[Row]:
+    rows = []
+    for name, what in OVERHEADS.items():
+        series = found.get(f"overhead {name}", {})
+        share = Measured(series["overlapped"]) if series.get("overlapped") else None
+        before = f"; written in turn {_percent(Measured(series['in turn']), 1)}" if series.get("in turn") else ""
+        rows.append(
+            Row(
+                f"share of a job of 100 pictures that is not network time, {what}",
+                f"{OVERHEAD_BAR:.0%}",
+                NOT_MEASURED if share is None else _percent(share, 1) + before,
+                None if share is None else share.median <= OVERHEAD_BAR,
+            )
+        )
+    return rows
 
 
 def _limit(found: Found, name: str) -> Sequence[float]:
@@ -239,8 +262,9 @@ def _times(value: Optional[Measured]) -> str:
     return NOT_MEASURED if value is None else value.text("x").replace(" x", "x", 1)
 
 
-def _percent(value: Optional[Measured]) -> str:
+def _percent(value: Optional[Measured], digits: int = 0) -> str:
     if value is None:
         return NOT_MEASURED
     wide = f", spread {value.spread:.0%}" if value.spread > WIDE else ""
-    return f"{value.median:.0%} ({min(value.values):.0%} to {max(value.values):.0%}{wide})"
+    lowest, highest = min(value.values), max(value.values)
+    return f"{value.median:.{digits}%} ({lowest:.{digits}%} to {highest:.{digits}%}{wide})"

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from typing import Any, Dict, List, Sequence
 
 import numpy as np
 
 from ldm.inference.models import SHIPPED, find_files, read_shape
 from ldm.inference.pipeline import Pipeline
+from ldm.inference.runtime import Precision
 from ldm.inference.spec import GenerationRequest, SamplerConfig
 from ldm.training.acceptance import Task, acceptance_tasks, judge_pictures, summarise
 from ldm.training.emoji import load_sprites
 from ldm.training.score import Judge
-from on_shortcuts.settings import BASE, SETTINGS
+from on_shortcuts.clock import in_turns
+from on_shortcuts.settings import BASE, PAINTED
 
 BATCH = 8
-SHEET = 8  # pictures of each setting that the page shows
-FIRST_SEED = 42
+SHEET = 6  # pictures of each setting that the page shows
+FIRST_SEED, OTHER_SEED = 42, 1042
+OTHER = "other seeds"  # no setting: all of the work, for a yardstick
 PEAK = 255.0
 
 Pictures = List[np.ndarray]
@@ -26,49 +29,49 @@ Pictures = List[np.ndarray]
 class Small:
     """emoji-v1 on the CPU."""
 
-    def __init__(self, prompts: int) -> None:
+    def __init__(self, prompts: int, precision: Precision = Precision.AUTOCAST) -> None:
         files = find_files(SHIPPED)
         self.tasks: Sequence[Task] = acceptance_tasks()[:prompts]
-        self.pipeline = Pipeline.load(files.config, files.checkpoint, device="cpu")
+        self.pipeline = Pipeline.load(files.config, files.checkpoint, device="cpu", precision=precision)
         self._size = read_shape(files.config).size
         self._judge = Judge(load_sprites())
 
-    def paint(self, sampler: SamplerConfig, count: int) -> Pictures:
+    def paint(self, sampler: SamplerConfig, count: int, first_seed: int = FIRST_SEED) -> Pictures:
         """The first `count` tasks, each with the same seed whatever the setting."""
         requests = [
             GenerationRequest(task.prompt, seed=seed, height=self._size, width=self._size, sampler=sampler)
-            for seed, task in enumerate(self.tasks[:count], FIRST_SEED)
+            for seed, task in enumerate(self.tasks[:count], first_seed)
         ]
         batches = [requests[first : first + BATCH] for first in range(0, len(requests), BATCH)]
         return [np.asarray(image.pixels) for batch in batches for image in self.pipeline.generate(batch)]
 
     def speed(self, rounds: int) -> Dict[str, List[float]]:
-        """Seconds of a batch, a number a round; in a round every setting has its turn: ratios are of one time."""
-        found: Dict[str, List[float]] = {setting.name: [] for setting in SETTINGS}
-        for setting in SETTINGS:
-            self.paint(setting.sampler, BATCH)
-        for _ in range(rounds):
-            for setting in SETTINGS:
-                start = time.perf_counter()
-                self.paint(setting.sampler, BATCH)
-                found[setting.name].append(time.perf_counter() - start)
-        return found
+        """Seconds of a batch by each setting, a number a round."""
+        paints = {setting.name: partial(self.paint, setting.sampler, BATCH) for setting in PAINTED}
+        return in_turns(paints, rounds)
 
     def calls(self, sampler: SamplerConfig) -> Dict[str, int]:
-        """How often one picture calls the network: whole or with a deep map reused, guided or with the text alone."""
-        model, counted = self.pipeline.model, {"whole guided": 0, "whole": 0, "reused guided": 0, "reused": 0}
-        apply_model = model.apply_model
+        """How often one picture calls the network in each way.
 
-        def count(x: Any, t: Any, cond: Any, cache: Any = None, merging: Any = None) -> Any:
-            reuses = cache is not None and cache.map is not None
-            counted[("reused" if reuses else "whole") + (" guided" if len(x) == 2 else "")] += 1
-            return apply_model(x, t, cond, cache, merging)
+        It is whole where its deepest block runs, and guided where noise comes out for two.
+        """
+        network = self.pipeline.model.model.diffusion_model
+        counted = dict.fromkeys(("whole guided", "whole", "reused guided", "reused"), 0)
+        deep: List[bool] = []
 
-        model.apply_model = count
+        def count(_module: Any, _given: Any, noise: Any) -> None:
+            counted[("whole" if deep else "reused") + (" guided" if len(noise) == 2 else "")] += 1
+            deep.clear()
+
+        hooks = [
+            network.middle_block.register_forward_hook(lambda *_: deep.append(True)),
+            network.register_forward_hook(count),
+        ]
         try:
             self.paint(sampler, 1)
         finally:
-            del model.apply_model
+            for hook in hooks:
+                hook.remove()
         return counted
 
     def differences(self) -> Dict[str, Dict[str, Any]]:
@@ -76,10 +79,10 @@ class Small:
         base = self.paint(BASE.sampler, len(self.tasks))
         latents = [self.pipeline.encode_image(pixels) for pixels in base]
         found = {}
-        for setting in SETTINGS:
-            made = base if setting is BASE else self.paint(setting.sampler, len(self.tasks))
+        for name in (*(setting.name for setting in PAINTED), OTHER):
+            made = base if name == BASE.name else self._painted_by(name)
             shares = summarise(judge_pictures(self._judge, self.tasks, made))["all"]
-            found[setting.name] = {
+            found[name] = {
                 "psnr": [psnr(*pair) for pair in zip(made, base)],
                 "latent": [
                     float((self.pipeline.encode_image(pixels) - latent).square().mean().sqrt())
@@ -90,6 +93,12 @@ class Small:
                 "sheet": [pixels.tolist() for pixels in made[:SHEET]],
             }
         return found
+
+    def _painted_by(self, name: str) -> Pictures:
+        samplers = {setting.name: setting.sampler for setting in PAINTED}
+        if name == OTHER:
+            return self.paint(BASE.sampler, len(self.tasks), OTHER_SEED)
+        return self.paint(samplers[name], len(self.tasks))
 
 
 def psnr(made: np.ndarray, base: np.ndarray) -> float:

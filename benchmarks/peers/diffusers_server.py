@@ -79,7 +79,8 @@ def networks(pipeline: Any, given: Dict[str, Any]) -> Dict[str, Callable[..., An
     words = given["text"].to(dtype)
 
     def unet(size: int) -> Any:
-        return pipeline.unet(given[f"noisy-{size}"].to(dtype), given["timestep"], words).sample
+        noisy = given[f"noisy-{size}"][:1].to(dtype)
+        return pipeline.unet(torch.cat([noisy, noisy]), given["timestep"], words).sample
 
     def text() -> Any:
         padded = pipeline.tokenizer(PROMPT, padding="max_length", truncation=True, return_tensors="pt")

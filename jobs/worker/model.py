@@ -7,13 +7,13 @@ import dataclasses
 import functools
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Callable, Iterator, List, Optional, Sequence, Union
 
 from jobs.rundir import RunInfo, RunModel
 from jobs.spec import JobSpec
 from jobs.storage.formats import parameters_text
 from jobs.worker.measuring import Findings, try_sizes
-from jobs.worker.worker import Generate, Picture
+from jobs.worker.worker import Generate, Loaded, Picture
 from ldm.errors import GenerationError, NoMemoryError, WeightsError
 from ldm.inference.files import sha256_of
 from ldm.inference.spec import GenerationRequest
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def load(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
-    """What makes the pictures of this run, and the name of the device that it does it on."""
+def load(info: RunInfo, spec: JobSpec) -> Loaded:
+    """What makes the pictures of this run."""
     from ldm.inference.runtime import visible_cards
 
     pipeline = load_pipeline(info, spec).with_censor(_censor(info.model, spec))
     device = device_of(pipeline)
     log.info("on %s, %d cards seen", device, visible_cards())
-    return generate_with(pipeline, info), device
+    return Loaded(generate_with(pipeline, info), device, functools.partial(measure, pipeline))
 
 
 def generate_with(pipeline: Pipeline, info: RunInfo) -> Generate:
@@ -70,11 +70,10 @@ def device_of(pipeline: Pipeline) -> str:
     return f"{describe_device(pipeline.model.device)}, {dtype_name(pipeline.model.dtype)}"
 
 
-def measure(info: RunInfo, spec: JobSpec, request: GenerationRequest) -> Findings:
-    """How quick the job's device is at each number of pictures like this one."""
+def measure(pipeline: Pipeline, request: GenerationRequest) -> Findings:
+    """How quick the pipeline's device is at each number of pictures like this one."""
     from ldm.inference.runtime import graphs_of, memory_of
 
-    pipeline = load_pipeline(info, spec)
     place = pipeline.model.device
     graphs = graphs_of(place)
     tried, most = try_sizes(

@@ -27,7 +27,7 @@ from jobs.worker.kernel_cache import kernel_cache
 from jobs.worker.measuring import Findings, is_wanted, write_findings
 from jobs.worker.place import Place, find_place, share, take_card, with_a_card, worker_name
 from jobs.worker.stop import Halt, Limits
-from jobs.worker.worker import Generate, Worker, run_shard, sweep_shards
+from jobs.worker.worker import Generate, Loaded, Worker, run_shard, sweep_shards
 from ldm.errors import GenerationError, RunError, SdbatchError
 from ldm.inference.cards import listed_cards
 
@@ -99,10 +99,12 @@ def _work_on(
     if todo or is_wanted(run):
         limits.check()
         with kernel_cache(os.environ, run.path, attendant.now.rank):
-            if todo:
-                ends.update(_make_shards(run, info, spec, todo, attendant, limits))
+            with limits.droppable():
+                model = load_model(info, spec)
+            attendant.update(device=model.device, loading=time.time() - attendant.now.started)
+            ends.update(_make_shards(run, info, todo, model.generate, _worker(info, spec, attendant), limits))
             if is_wanted(run):
-                _measure(run, info, spec, limits)
+                _measure(run, model, limits)
     failed, damaged = attendant.now.failed, sum(end is Finish.DAMAGED for end in ends.values())
     log.info("done: %d shards, %d pictures failed, %d shards damaged", len(todo), failed, damaged)
     left = 0 if failed else sum(end is Finish.LEFT for end in ends.values())
@@ -122,17 +124,17 @@ def dangerous_last(run: RunDir, shards: Sequence[int]) -> List[int]:
     return sorted(shards, key=killed)
 
 
-def _make_shards(
-    run: RunDir, info: RunInfo, spec: JobSpec, todo: Sequence[int], attendant: Attendant, limits: Limits
-) -> Dict[int, Finish]:
-    """Load the model, go through the shards, and say how each of them ended."""
-    ends: Dict[int, Finish] = {}
-    with limits.droppable():
-        generate, device = load_generate(info, spec)
-    attendant.update(device=device, loading=time.time() - attendant.now.started)
+def _worker(info: RunInfo, spec: JobSpec, attendant: Attendant) -> Worker:
     planned = info.settings.spec.batch_size
     room = min(planned, spec.batch_size)
-    worker = Worker(attendant.now.worker, device, planned, beat=_beat(attendant), room=room)
+    return Worker(attendant.now.worker, attendant.now.device, planned, beat=_beat(attendant), room=room)
+
+
+def _make_shards(
+    run: RunDir, info: RunInfo, todo: Sequence[int], generate: Generate, worker: Worker, limits: Limits
+) -> Dict[int, Finish]:
+    """Go through the shards, and say how each of them ended."""
+    ends: Dict[int, Finish] = {}
     for shard in todo:
         try:
             ends[shard] = _make_shard(run, info, shard, generate, worker, limits)
@@ -155,15 +157,14 @@ def _make_shard(run: RunDir, info: RunInfo, shard: int, generate: Generate, work
     return end
 
 
-def _measure(run: RunDir, info: RunInfo, spec: JobSpec, limits: Limits) -> None:
+def _measure(run: RunDir, model: Loaded, limits: Limits) -> None:
     """Find what a probe asked for. Whoever waits for it gets a file in any case; the pictures are made by now."""
-    from jobs.worker.model import measure
-
     first = run.shard(0).images[0].request
     findings = Findings("", first.height, first.width, ())
     try:
-        with limits.droppable():
-            findings = measure(info, spec, first)
+        if model.measure is not None:
+            with limits.droppable():
+                findings = model.measure(first)
     except (RuntimeError, MemoryError, SdbatchError) as error:
         log.warning("batch sizes cannot be measured: %s", error)
     write_findings(run, findings)
@@ -190,12 +191,12 @@ def _beat(attendant: Attendant) -> Callable[[int, int], None]:
     return beat
 
 
-def load_generate(info: RunInfo, spec: JobSpec) -> Tuple[Generate, str]:
-    """What makes the pictures, and the name of the device it does it on."""
+def load_model(info: RunInfo, spec: JobSpec) -> Loaded:
+    """What makes the pictures of this run."""
     if info.model.name == REHEARSAL:
         from jobs.worker.rehearsal import generate
 
-        return functools.partial(generate, format=spec.format, quality=spec.quality), REHEARSAL
+        return Loaded(functools.partial(generate, format=spec.format, quality=spec.quality), REHEARSAL)
     from jobs.worker.model import load
 
     return load(info, spec)

@@ -17,13 +17,28 @@ import itertools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Container, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    Container,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+)
 
 from jobs.records import ATTEMPTS, RecordBook, ShardSummary
 from jobs.rundir import RunDir
 from jobs.spec import PlannedImage, Shard
 from jobs.storage.pictures import is_there, keep
 from jobs.worker.behind import Behind
+from jobs.worker.measuring import Findings
 from jobs.worker.stop import Halt, Limits
 from ldm.errors import GenerationError, NoMemoryError, RequestError, SdbatchError
 from ldm.inference.files import sweep
@@ -47,6 +62,16 @@ class Picture:
 
 # What becomes of each request, in their order: a picture, or why there is none.
 Generate = Callable[[Sequence[GenerationRequest]], Sequence[Union[Picture, GenerationError]]]
+
+
+class Loaded(NamedTuple):
+    """A model in memory: what makes pictures with it, the name of its device, what measures batches of a picture."""
+
+    generate: Generate
+    device: str
+    measure: Optional[Callable[[GenerationRequest], Findings]] = None
+
+
 Outcome = Tuple[PlannedImage, Union[Picture, SdbatchError]]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldm.errors import first_line
-from ldm.inference.runtime import without_init
+from ldm.inference.runtime import trim_memory, without_init
 from ldm.modules.diffusionmodules.doubling import DoublingConv2d, interleaved, phase_weights, repeated
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,11 @@ NOTHING_BEHIND: Any = ("none", [], "")  # the operators can apply an activation 
 # oneDNN's convolution computes a row of the map at a time, in pieces of 16 places and more: on rows this narrow most of
 # a piece is empty, and one product over all places is up to three times as fast, the gathering of its windows included.
 NARROW = 8
+# Weights are packed as for so many rows, however many come: then a batch of another size packs nothing anew, and no
+# picture depends on the batch before. What suits eight suits one, too, but not always the other way round.
+ROWS = 8
+# After so many freed bytes the C library is told to give them back, which takes it about a millisecond.
+FREED_BYTES = 2**25
 # In float32 the packed operator starts 30 us later than `linear`, which a matrix of fewer weights cannot make good.
 LEAST_WEIGHTS_IN_FLOAT32 = 2**16
 
@@ -42,6 +47,26 @@ def linear(x: Tensor, packed: Tensor, bias: Optional[Tensor]) -> Tensor:
     """x (...,in) -> (...,out) with a weight of `linear_weight`."""
     summed: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, *NOTHING_BEHIND)
     return summed
+
+
+class Freed:
+    """What packing has freed: pieces between others that are in use, which the C library keeps unless it is told.
+
+    Without this a process holds half a GB more once its network was called.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def add(self, weight: Tensor) -> None:
+        """As many bytes as a weight has."""
+        self._bytes += weight.numel() * weight.element_size()
+        if self._bytes >= FREED_BYTES:
+            self._bytes = 0
+            trim_memory()
+
+
+freed = Freed()
 
 
 class Packed(nn.Module):
@@ -62,6 +87,7 @@ class PackedLinear(Packed):
         self._weight = linear_weight(layer.weight.detach())
         self._layers = [layer]  # in a list, which hides it from nn.Module
         layer.weight = None  # type: ignore[assignment]  # what it is without parameters
+        freed.add(self._weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self._weight, self.bias)
@@ -73,7 +99,7 @@ class PackedLinear(Packed):
 
 
 class PackedConv2d(Packed):
-    """nn.Conv2d: (B,C,h,w) -> (B,C',h',w'), channels last. Its blocks suit one size of input, the last that it saw."""
+    """nn.Conv2d: (B,C,h,w) -> (B,C',h',w'), channels last. Its blocks suit one size of map, the last that it saw."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         """Takes the weights of `layer` away; they are packed when the first input says for what size."""
@@ -88,7 +114,7 @@ class PackedConv2d(Packed):
         layer.weight = None  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape != self._suits:
+        if x.shape[2:] != self._suits:
             self._pack_for(x.shape)
         if self._as_product:
             places = windows(x, self._shape[2:], *self._place[:2])
@@ -117,8 +143,9 @@ class PackedConv2d(Packed):
         if self._as_product:
             self._weight = linear_weight(weight.permute(0, 2, 3, 1).flatten(1).contiguous())
         else:
-            self._weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._place, list(shape))
-        self._suits = shape
+            self._weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._place, [ROWS, *shape[1:]])
+        self._suits = shape[2:]
+        freed.add(weight)
 
     def _is_product(self, shape: torch.Size) -> bool:
         """Whether one matrix product is the quicker convolution for inputs of this shape."""

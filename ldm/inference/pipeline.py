@@ -46,6 +46,7 @@ from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.sampler import DrawNoise, Sampler, run
 from ldm.modules.encoders.modules import FrozenCLIPEmbedder
 from ldm.modules.encoders.tokenizer import find_tokenizer
+from ldm.modules.token_merging import LEAST_TOKENS
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class Pipeline:
         self.rooms = Rooms(memory_of(model.device))
         self.encode_prompt = functools.lru_cache(maxsize=TEXTS_KEPT)(self._encode_prompt)
         self.encode_init = functools.lru_cache(maxsize=INIT_LATENTS_KEPT)(self._encode_init)
+        self._warn_once = functools.lru_cache(maxsize=None)(log.warning)
 
     @classmethod
     def load(
@@ -277,10 +279,10 @@ class Pipeline:
     @torch.inference_mode()
     def run_network(self, request: GenerationRequest, pictures: int) -> Tensor:
         """The network's noise (B,C,h,w), once, with the numbers that so many pictures like this one go in with."""
-        rows = pictures if request.sampler.guidance_scale == 1.0 else 2 * pictures
-        x = send_draw(noise_for([request.seed] * rows, self._latent_shape(request)), self.model.device)
+        texts = 1 if request.sampler.guidance_scale == 1.0 else 2
+        x = send_draw(noise_for([request.seed] * pictures, self._latent_shape(request)), self.model.device)
         run_once = network(self.model, request.sampler.shortcuts)
-        return run_once(x, float(self.model.num_timesteps - 1), self.encode_text([request.prompt] * rows))
+        return run_once(x, float(self.model.num_timesteps - 1), self.encode_text([request.prompt] * (texts * pictures)))
 
     def _latent_shape(self, request: GenerationRequest) -> Tuple[int, int, int]:
         return self.model.channels, request.height // self.factor, request.width // self.factor
@@ -288,6 +290,8 @@ class Pipeline:
     def _sample(self, batch: Sequence[GenerationRequest], on_step: Optional[OnStep]) -> Tensor:
         """Latents (B,C,h,w) of requests that agree on size, sampler and strength."""
         config, init = batch[0].sampler, batch[0].init
+        if config.shortcuts.merge_tokens:
+            self._warn_if_unmerged(batch[0].height, batch[0].width)
         noise = SeededNoise([request.seed for request in batch], self._latent_shape(batch[0]))
         x = send_draw(noise.draw(), self.model.device)
         sampler = self.sampler(config)
@@ -303,6 +307,15 @@ class Pipeline:
         draw: DrawNoise = noise.draw_like if config.eta or sampler.adds_noise else torch.zeros_like
         steps_taken = sampler.steps(predict, table, eta=config.eta, draw_noise=draw)
         return run(steps_taken, x, on_step=None if on_step is None else lambda i, _: on_step(i + 1, len(table)))
+
+    def _warn_if_unmerged(self, height: int, width: int) -> None:
+        places = (height // self.factor) * (width // self.factor)
+        if not self.model.model.diffusion_model.attends_to_largest:
+            self._warn_once("merge_tokens changes nothing: it merges in attention at the largest maps, and this model "
+                            "has none there")  # fmt: skip
+        elif places < LEAST_TOKENS:
+            self._warn_once("merge_tokens changes nothing at %dx%d px: the largest maps have %d places, and it merges "
+                            "from %d on", width, height, places, LEAST_TOKENS)  # fmt: skip
 
     @torch.inference_mode()
     def _encode_prompt(self, prompt: str) -> Tensor:

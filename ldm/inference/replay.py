@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ldm.errors import first_line
 from ldm.inference.runtime import release_memory
+from ldm.modules.recall import Recall
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ class Replayed:
         self._gave_up = True
 
     def __call__(self, *inputs: Any, **others: Any) -> Tensor:
+        if inputs and isinstance(inputs[-1], Recall) and inputs[-1].is_exact:
+            inputs = inputs[:-1]  # a recording of all the work is quicker than a part of it kernel by kernel
         kind = None if others or self._gave_up else _kind(inputs)
         if kind is None or kind in self._refused:
             return self._forward(*inputs, **others)

@@ -6,13 +6,15 @@ Module names are the names of the tensors in an SD v1 checkpoint.
 
 from __future__ import annotations
 
-from typing import Callable, Optional, Set
+from typing import Callable, Optional, Set, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ldm.modules.diffusionmodules.util import rows_like
 from ldm.modules.processor import AMX_BF16, processor_flags
+from ldm.modules.recall import Recall
 from ldm.modules.token_merging import TokenMerging
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -107,18 +109,27 @@ class CrossAttention(nn.Module):
         self.to_v = nn.Linear(context_dim, inner, bias=False)
         self.to_out = nn.Sequential(nn.Linear(inner, query_dim), nn.Dropout(dropout))
 
-    def forward(self, x: Tensor, context: Optional[Tensor] = None) -> Tensor:
-        context = x if context is None else context
-        q, k, v = (self._split(t) for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        out = attend(q, k, v)
-        return self.to_out(out.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, context: Optional[Tensor] = None, recall: Optional[Recall] = None) -> Tensor:
+        q = self._split(self.to_q(x))
+        if context is None or recall is None:
+            k, v = self.keys_and_values(x if context is None else context)
+        else:
+            k, v = recall.keys_and_values(self, context)
+        return self.to_out(attend(q, k, v).transpose(1, 2).flatten(2))
+
+    def keys_and_values(self, context: Tensor) -> Tuple[Tensor, Tensor]:
+        """Both (B,heads,M,d) of context (B,M,D)."""
+        return self._split(self.to_k(context)), self._split(self.to_v(context))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, x.shape[2] // self.heads)).transpose(1, 2)
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, attention over the words, feed-forward; each on the normalised input, each added to it."""
+    """Self-attention, attention over the words, feed-forward; each on the normalised input, each added to it.
+
+    x (B,N,C) with the words of n texts a row, (n*B,L,D), gives (n*B,N,C).
+    """
 
     def __init__(self, dim: int, *, heads: int, dim_head: int, context_dim: Optional[int], dropout: float) -> None:
         super().__init__()
@@ -129,9 +140,17 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, context: Optional[Tensor] = None, merging: Optional[TokenMerging] = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: Optional[Tensor] = None,
+        recall: Optional[Recall] = None,
+        merging: Optional[TokenMerging] = None,
+    ) -> Tensor:
         x = x + self._attend_to_itself(self.norm1(x), merging)
-        x = x + self.attn2(self.norm2(x), context)
+        if context is not None:
+            x = rows_like(x, context)
+        x = x + self.attn2(self.norm2(x), context, recall)
         return x + self.ff(self.norm3(x))
 
     def _attend_to_itself(self, x: Tensor, merging: Optional[TokenMerging]) -> Tensor:
@@ -142,7 +161,10 @@ class BasicTransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A feature map (B,C,h,w) seen as h*w tokens, with the prompt (B,L,D) as context; added to its input."""
+    """A feature map (B,C,h,w) seen as h*w tokens, with the prompt (B,L,D) as context; added to its input.
+
+    Words of n texts a row, (n*B,L,D), make n*B rows of it.
+    """
 
     def __init__(
         self,
@@ -165,14 +187,15 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = zeroed(nn.Conv2d(inner, in_channels, 1))
 
-    def forward(self, x: Tensor, context: Optional[Tensor] = None, merging: Optional[TokenMerging] = None) -> Tensor:
+    def forward(self, x: Tensor, context: Optional[Tensor] = None, recall: Optional[Recall] = None) -> Tensor:
         height, width = x.shape[2:]
+        merging = None if recall is None else recall.merging
         if merging is not None and not merging.suits(height, width):
             merging = None
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)
         for block in self.transformer_blocks:
-            tokens = block(tokens, context, merging)
-        return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, (height, width)))
+            tokens = block(tokens, context, recall, merging)
+        return rows_like(x, tokens) + self.proj_out(tokens.transpose(1, 2).unflatten(2, (height, width)))
 
 
 def zeroed(module: nn.Module) -> nn.Module:

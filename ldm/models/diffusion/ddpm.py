@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
-from ldm.modules.deep_cache import DeepCache
 from ldm.modules.diffusionmodules.schedule import make_beta_schedule, posterior_tables
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
-from ldm.modules.token_merging import TokenMerging
+from ldm.modules.recall import Recall
 from ldm.util import instantiate_from_config
 
 SCHEDULE_BUFFERS = (
@@ -48,14 +47,9 @@ class DiffusionWrapper(nn.Module):
         self.conditioning_key = conditioning_key
 
     def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        context: Optional[Tensor] = None,
-        cache: Optional[DeepCache] = None,
-        merging: Optional[TokenMerging] = None,
+        self, x: Tensor, t: Tensor, context: Optional[Tensor] = None, recall: Optional[Recall] = None
     ) -> Tensor:
-        return self.diffusion_model(x, t, context=context, cache=cache, merging=merging)
+        return self.diffusion_model(x, t, context=context, recall=recall)
 
 
 class LatentDiffusion(nn.Module):
@@ -69,6 +63,9 @@ class LatentDiffusion(nn.Module):
         "concat_mode": True, "cond_stage_forward": None, "learn_logvar": False, "logvar_init": 0.0,
         "scale_by_std": False,
     }  # fmt: skip
+
+    # Of samplers' calls: `apply_model` takes what the calls before it left, and several texts for each latent.
+    recalls: ClassVar[bool] = True
 
     betas: Tensor
     alphas_cumprod: Tensor
@@ -164,21 +161,16 @@ class LatentDiffusion(nn.Module):
         return next(self.model.parameters()).dtype
 
     def apply_model(
-        self,
-        x_noisy: Tensor,
-        t: Tensor,
-        cond: Optional[Tensor],
-        cache: Optional[DeepCache] = None,
-        merging: Optional[TokenMerging] = None,
+        self, x_noisy: Tensor, t: Tensor, cond: Optional[Tensor], recall: Optional[Recall] = None
     ) -> Tensor:
         """noise (B,C,h,w), in x's dtype, from x_noisy (B,C,h,w), t (B,) and cond (B,L,D).
 
-        `cache` and `merging` are shortcuts, which change the noise.
+        With n texts for each row, cond (n*B,L,D), the noise is (n*B,C,h,w), all rows with their first text before all
+        with their second.
         """
         context = None if cond is None else cond.to(self.dtype)
-        # Without shortcuts, tensors are all that goes in: such a call may be recorded on a card, and replayed.
-        shortcuts = {} if cache is None and merging is None else {"cache": cache, "merging": merging}
-        return self.model(x_noisy.to(self.dtype), t, context, **shortcuts).to(x_noisy.dtype)
+        more = () if recall is None else (recall,)
+        return self.model(x_noisy.to(self.dtype), t, context, *more).to(x_noisy.dtype)
 
     def get_learned_conditioning(self, c: List[str]) -> Tensor:
         """(B,L,D) for B prompts."""

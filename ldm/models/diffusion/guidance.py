@@ -8,30 +8,35 @@ import torch
 from torch import Tensor
 
 from ldm.inference.spec import NO_SHORTCUTS, Shortcuts
-from ldm.modules.deep_cache import DeepCache
 from ldm.modules.diffusionmodules.schedule import StepTable
-from ldm.modules.token_merging import TokenMerging
+from ldm.modules.diffusionmodules.util import rows_like
+from ldm.modules.recall import Recall
 
 # (x (B,C,h,w), t) -> noise (B,C,h,w); the timestep is the same for the whole batch
 NoisePredictor = Callable[[Tensor, float], Tensor]
-# (x (B,C,h,w), t, cond (B,L,D)) -> noise (B,C,h,w)
+# (x (B,C,h,w), t, cond (n*B,L,D)) -> noise (n*B,C,h,w), for n texts a row
 Network = Callable[[Tensor, float, Tensor], Tensor]
 
 
 def network(model: Any, shortcuts: Shortcuts = NO_SHORTCUTS) -> Network:
-    """The network of a model, with what is left out of it. It is for one run: its cache remembers the step before."""
-    cache = DeepCache(shortcuts.cache_interval) if shortcuts.cache_interval > 1 else None
-    if cache is None and not shortcuts.merge_tokens:
-        return lambda x, t, cond: model.apply_model(x, everywhere(t, x), cond)
+    """The network of a model, with what is left out of it. It is for one run: it recalls the calls before.
+
+    A model that does not say that it `recalls` is any function of as many latents as texts.
+    """
+    if not getattr(model, "recalls", False):
+        return lambda x, t, cond: _apply_plain(model, x, t, cond)
+    recall = Recall(shortcuts.cache_interval, shortcuts.merge_tokens)
 
     def apply(x: Tensor, t: float, cond: Tensor) -> Tensor:
-        if cache is not None:
-            cache.prepare(t, x.shape[0])
-        height, width = x.shape[2:]
-        merging = TokenMerging(shortcuts.merge_tokens, height, width, int(t)) if shortcuts.merge_tokens else None
-        return model.apply_model(x, everywhere(t, x), cond, cache, merging)
+        recall.prepare(x, t, len(x) if cond is None else len(cond))
+        return model.apply_model(x, everywhere(t, x), cond, recall)
 
     return apply
+
+
+def _apply_plain(model: Any, x: Tensor, t: float, cond: Tensor) -> Tensor:
+    x = x if cond is None else rows_like(x, cond)
+    return model.apply_model(x, everywhere(t, x), cond)
 
 
 def guided(
@@ -48,7 +53,7 @@ def guided(
     def predict_noise(x: Tensor, t: float) -> Tensor:
         if t < until:
             return network(x, t, cond)
-        without, with_text = network(torch.cat([x, x]), t, both).chunk(2)
+        without, with_text = network(x, t, both).chunk(2)
         return without + scale * (with_text - without)
 
     return predict_noise

@@ -1,5 +1,9 @@
 """The U-Net of SD v1: noise (B,4,h,w) predicted from a noisy latent (B,4,h,w), timesteps (B,) and text (B,L,D).
 
+The text may have n rows for each of the latent, first one of every row, then the next: guidance asks for the noise of
+one latent with two texts. Up to the first look at the words both are the same, and computed once.
+
+
 Down through `channel_mult` levels, a middle, and up again; every block on the way up also gets the map that the
 block opposite made on the way down. Module names are the names of the tensors in a checkpoint.
 """
@@ -15,10 +19,9 @@ from torch import Tensor, nn
 
 from ldm.errors import ConfigError
 from ldm.modules.attention import SpatialTransformer, zeroed
-from ldm.modules.deep_cache import DeepCache
 from ldm.modules.diffusionmodules.doubling import DoublingConv2d, repeated
-from ldm.modules.diffusionmodules.util import timestep_embedding
-from ldm.modules.token_merging import TokenMerging
+from ldm.modules.diffusionmodules.util import rows_like, timestep_embedding
+from ldm.modules.recall import Recall
 
 
 class Upsample(nn.Module):
@@ -81,7 +84,7 @@ class ResBlock(nn.Module):
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv(h)
-        code = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
+        code = rows_like(self.emb_layers(emb), h).to(h.dtype)[:, :, None, None]
         if self.use_scale_shift_norm:
             scale, shift = code.chunk(2, dim=1)
             h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
@@ -98,14 +101,14 @@ class TimestepEmbedSequential(nn.Sequential):
         x: Tensor,
         emb: Tensor,
         context: Optional[Tensor],
+        recall: Optional[Recall] = None,
         size: Optional[Sequence[int]] = None,
-        merging: Optional[TokenMerging] = None,
     ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context, merging)
+                x = layer(x, context, recall)
             elif isinstance(layer, Upsample):
                 x = layer(x, size)
             else:
@@ -227,6 +230,7 @@ class UNetModel(nn.Module):
         )
         widths = [mult * model_channels for mult in channel_mult]
         attends = [2**level in attention_resolutions for level in range(len(widths))]
+        self.attends_to_largest = attends[0]
 
         first = TimestepEmbedSequential(nn.Conv2d(in_channels, model_channels, 3, padding=1))
         self.input_blocks, skips = way_down(blocks, first, widths, attends, num_res_blocks)
@@ -244,26 +248,26 @@ class UNetModel(nn.Module):
         x: Tensor,
         timesteps: Tensor,
         context: Optional[Tensor] = None,
-        cache: Optional[DeepCache] = None,
-        merging: Optional[TokenMerging] = None,
+        recall: Optional[Recall] = None,
     ) -> Tensor:
-        """noise (B,C,h,w); a `cache` that holds a map stands for the deep blocks, an empty one gets theirs."""
+        """noise (n*B,C,h,w); a cache that holds a map stands for the deep blocks, an empty one gets theirs."""
         code = timestep_embedding(timesteps, self.model_channels)
         emb = self.time_embed(code.to(next(self.time_embed.parameters()).dtype))
+        cache = None if recall is None else recall.cache
         known = None if cache is None else cache.map
         depth = len(self.input_blocks) if cache is None or known is None else cache.depth
         skips: List[Tensor] = []
         h = x
         for block in itertools.islice(self.input_blocks, depth):
-            h = block(h, emb, context, merging=merging)
+            h = block(h, emb, context, recall)
             skips.append(h)
-        h = self.middle_block(h, emb, context) if known is None else known
+        h = self.middle_block(h, emb, context, recall) if known is None else known
         for block in itertools.islice(self.output_blocks, len(self.output_blocks) - depth, None):
             if cache is not None and len(skips) == cache.depth:
                 cache.map = h
-            h = torch.cat([h, skips.pop()], dim=1)
+            h = torch.cat([h, rows_like(skips.pop(), h)], dim=1)
             # The next map on the way down gives the size: a side that was odd there comes back odd.
-            h = block(h, emb, context, skips[-1].shape[2:] if skips else None, merging)
+            h = block(h, emb, context, recall, skips[-1].shape[2:] if skips else None)
         return self.out(h)
 
 

@@ -1,4 +1,4 @@
-"""What tells the network how noisy its input is."""
+"""What the network is told beside its latent: how noisy that is, and how many texts there are for it."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: int = 10000) -> 
     angles = timesteps[:, None].float() * frequencies
     code = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return torch.nn.functional.pad(code, (0, dim - 2 * half))
+
+
+def rows_like(x: Tensor, other: Tensor) -> Tensor:
+    """x (B,...) again and again until it has the rows of `other`, n*B."""
+    times = other.shape[0] // x.shape[0]
+    return x if times == 1 else torch.cat([x] * times)

@@ -15,7 +15,7 @@ from jobs.config import read_settings
 from jobs.records import read_records
 from jobs.submit.launch import missing_shards, run_here
 from jobs.submit.prepare import Prepared
-from jobs.worker.model import check_unchanged, load, measure, naming_lack_of_memory, picture_or_second_try, to_picture
+from jobs.worker.model import check_unchanged, load, naming_lack_of_memory, picture_or_second_try, to_picture
 from ldm.errors import GenerationError, NoMemoryError, WeightsError
 from ldm.inference import runtime
 from ldm.inference.images import encode, read_parameters
@@ -66,7 +66,7 @@ def precision():
 
 
 def test_the_model_is_loaded_once_and_says_its_device(prepared):
-    generate, device = load(prepared.info, prepared.info.settings.spec)
+    generate, device, _ = load(prepared.info, prepared.info.settings.spec)
     pictures = generate([image.request for image in prepared.run.shard(0).images])
     assert len(pictures) == 2
     assert all(picture.encode().startswith(b"\x89PNG") for picture in pictures)
@@ -74,7 +74,7 @@ def test_the_model_is_loaded_once_and_says_its_device(prepared):
 
 
 def test_the_device_is_named_with_the_dtype_that_it_computes_in(prepared):
-    assert load(prepared.info, prepared.info.settings.spec)[1].endswith(" threads, float32")
+    assert load(prepared.info, prepared.info.settings.spec).device.endswith(" threads, float32")
 
 
 @pytest.mark.parametrize("on_card", [False, True])
@@ -87,7 +87,7 @@ def test_batches_of_the_first_picture_are_measured_where_pictures_are_made(prepa
         graphs = FakeGraphs()
         monkeypatch.setattr(graphs, "wait", lambda: waited.append(True))
         monkeypatch.setattr(runtime, "graphs_of", lambda device: graphs)
-    found = measure(prepared.info, prepared.info.settings.spec, small_request())
+    found = load(prepared.info, prepared.info.settings.spec).measure(small_request())
     assert (found.height, found.width, found.most) == (64, 64, 4 if on_card else None)
     assert found.tried[0].pictures == 1
     assert found.advised is not None
@@ -195,7 +195,7 @@ def test_without_memory_for_float32_the_picture_fails_for_its_own_reason(prepare
 def test_when_memory_is_full_the_pipeline_does_with_less(prepared, monkeypatch):
     told = []
     monkeypatch.setattr(Pipeline, "spare_memory", lambda pipeline: told.append("spared"))
-    generate, _ = load(prepared.info, prepared.info.settings.spec)
+    generate, *_ = load(prepared.info, prepared.info.settings.spec)
 
     def full(pipeline, requests):
         raise RuntimeError("HIP out of memory. Tried to allocate 2 GiB")

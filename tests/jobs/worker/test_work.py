@@ -16,7 +16,7 @@ from jobs.worker import work as module
 from jobs.worker.measuring import Findings, Tried, read_findings
 from jobs.worker.place import Place
 from jobs.worker.work import work
-from jobs.worker.worker import Worker, run_shard
+from jobs.worker.worker import Loaded, Worker, run_shard
 from ldm.errors import ConfigError, DeviceError, RunError
 from tests.jobs.support import FakeModel, prepare
 
@@ -38,7 +38,7 @@ def environ(monkeypatch):
 @pytest.fixture
 def model(monkeypatch):
     fake = FakeModel()
-    monkeypatch.setattr(module, "load_generate", lambda info, spec: (fake, f"fake on {spec.device}"))
+    monkeypatch.setattr(module, "load_model", lambda info, spec: Loaded(fake, f"fake on {spec.device}"))
     return fake
 
 
@@ -60,13 +60,13 @@ def test_alone_a_process_does_everything(tmp_path, model):
 
 def test_batches_are_measured_behind_the_pictures_if_somebody_asked(tmp_path, model, monkeypatch):
     prepared = prepare(tmp_path, "height=128")
-    made = []
+    made, loads = [], []
 
-    def measure(info, spec, request):
+    def measure(request):
         made.append((done(prepared), request.height))
         return Findings("gpu X", request.height, request.width, (Tried(1, 0.5),), 7)
 
-    monkeypatch.setattr("jobs.worker.model.measure", measure)
+    monkeypatch.setattr(module, "load_model", lambda info, spec: loads.append(True) or Loaded(model, "fake", measure))
     assert work(prepared.run) == 0
     assert read_findings(prepared.run) is None
     prepared.run.measure_path.touch()
@@ -74,15 +74,16 @@ def test_batches_are_measured_behind_the_pictures_if_somebody_asked(tmp_path, mo
         assert work(prepared.run) == 0
         assert read_findings(prepared.run).most == 7
     assert made == [([0, 1, 2], 128)]
+    assert len(loads) == 2, "once for the pictures, once where they were made before"
 
 
 def test_batches_that_cannot_be_measured_cost_no_picture_and_keep_nobody_waiting(tmp_path, model, monkeypatch, caplog):
     prepared = prepare(tmp_path)
 
-    def full(info, spec, request):
+    def full(request):
         raise RuntimeError("HIP error: invalid device function")
 
-    monkeypatch.setattr("jobs.worker.model.measure", full)
+    monkeypatch.setattr(module, "load_model", lambda info, spec: Loaded(model, "fake", full))
     prepared.run.measure_path.touch()
     assert work(prepared.run) == 0
     assert done(prepared) == [0, 1, 2]
@@ -130,13 +131,13 @@ def test_nothing_to_do_loads_no_model(tmp_path, model, monkeypatch):
     def must_not_load(info, spec):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(module, "load_generate", must_not_load)
+    monkeypatch.setattr(module, "load_model", must_not_load)
     assert work(prepared.run) == 0
 
 
 def test_a_failed_picture_gives_the_status(tmp_path, monkeypatch):
     fake = FakeModel(fail=["picture number 3"])
-    monkeypatch.setattr(module, "load_generate", lambda info, spec: (fake, "fake"))
+    monkeypatch.setattr(module, "load_model", lambda info, spec: Loaded(fake, "fake"))
     assert work(prepare(tmp_path).run) == 4
 
 
@@ -210,9 +211,9 @@ def test_in_a_job_kernels_are_cached_in_a_folder_of_the_process_that_goes_with_i
 
     def look(info, spec):
         seen.append((environ["MIOPEN_USER_DB_PATH"], os.path.isdir(environ["MIOPEN_USER_DB_PATH"])))
-        return FakeModel(), "fake"
+        return Loaded(FakeModel(), "fake")
 
-    monkeypatch.setattr(module, "load_generate", look)
+    monkeypatch.setattr(module, "load_model", look)
     step(environ, rank=0, tasks=1)
     work(prepare(tmp_path).run, ["device=cpu"])
     [(folder, existed)] = seen
@@ -262,7 +263,7 @@ def test_a_process_that_fails_leaves_the_reason(tmp_path, monkeypatch):
     def no_card(info, spec):
         raise DeviceError("the card is gone")
 
-    monkeypatch.setattr(module, "load_generate", no_card)
+    monkeypatch.setattr(module, "load_model", no_card)
     prepared = prepare(tmp_path)
     with pytest.raises(DeviceError):
         work(prepared.run)
@@ -295,7 +296,7 @@ def send(number):
 def test_a_signal_drops_a_batch_that_would_last_and_keeps_what_was_made(tmp_path, monkeypatch, number, status, end):
     monkeypatch.setattr("jobs.worker.stop.WARNED_SECONDS", -1.0)
     monkeypatch.setattr("jobs.worker.stop.TOLD_SECONDS", -1.0)
-    monkeypatch.setattr(module, "load_generate", lambda info, spec: (send(number), "fake"))
+    monkeypatch.setattr(module, "load_model", lambda info, spec: Loaded(send(number), "fake"))
     prepared = prepare(tmp_path, "images_per_shard=6", "batch_size=2")
     before = signal.getsignal(number)
     assert work(prepared.run) == status
@@ -323,7 +324,7 @@ def test_a_limit_too_short_for_one_batch_is_an_error_and_no_endless_round(tmp_pa
 
     monkeypatch.setattr("jobs.worker.stop.WARNED_SECONDS", 0.0)
     monkeypatch.setattr(module, "job_end", lambda environ, ask: time.time() + 0.4)
-    monkeypatch.setattr(module, "load_generate", lambda info, spec: (slow, "fake"))
+    monkeypatch.setattr(module, "load_model", lambda info, spec: Loaded(slow, "fake"))
     prepared = prepare(tmp_path)
     with pytest.raises(RunError, match="too short for one batch"):
         work(prepared.run)

@@ -195,3 +195,42 @@ def test_operators_that_give_other_numbers_are_not_used(monkeypatch):
 def test_what_is_loaded_for_the_cpu_is_packed(tiny_model):
     pipeline = Pipeline.load(tiny_model.config, tiny_model.checkpoint, device="cpu")
     assert unpack(pipeline.model) > 100
+
+
+def test_freed_weights_are_given_back_every_so_many_bytes(monkeypatch):
+    trims, freed = [], packing.Freed()
+    monkeypatch.setattr(packing, "trim_memory", lambda: trims.append(True))
+    half = torch.zeros(packing.FREED_BYTES // 2 // 4)
+    for expected in (0, 1, 1, 2):
+        freed.add(half)
+        assert len(trims) == expected
+
+
+@needs_packing
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_a_batch_gives_does_not_depend_on_the_batch_before(dtype):
+    layer = nn.Conv2d(24, 40, 3, padding=1)
+    batches = {rows: torch.randn(rows, 24, 16, 12, dtype=dtype) for rows in (1, 2, 3, 8, 9)}
+
+    def packed():
+        return PackedConv2d(copy.deepcopy(layer).to(dtype).requires_grad_(False))
+
+    alone = {rows: packed()(batch) for rows, batch in batches.items()}
+    used = packed()
+    for rows in (2, 9, 1, 8, 3, 2):
+        assert torch.equal(used(batches[rows]), alone[rows])
+
+
+@needs_packing
+def test_packing_tells_what_it_has_freed(monkeypatch):
+    seen = []
+    monkeypatch.setattr(packing.freed, "add", lambda weight: seen.append(weight.numel()))
+    linear, convolution = nn.Linear(256, 512), nn.Conv2d(4, 8, 3)
+    for layer in (linear, convolution):
+        layer.requires_grad_(False)
+    packing.PackedLinear(linear)
+    packed = packing.PackedConv2d(convolution)
+    assert seen == [256 * 512]
+    for rows, size in ((1, 16), (2, 16), (9, 16), (1, 16), (9, 32)):
+        packed(torch.zeros(rows, 4, size, size))
+    assert seen == [256 * 512, 8 * 4 * 9, 8 * 4 * 9], "once for each size of a map, however many there are"

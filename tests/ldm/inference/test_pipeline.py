@@ -131,6 +131,25 @@ def test_merged_tokens_change_a_large_picture_alike_in_a_batch_and_alone(pipelin
     assert not same(together[0], pipeline.generate([plain])[0].pixels)
 
 
+@pytest.mark.parametrize(
+    ("attends", "side", "reason"),
+    [
+        (False, 256, ": it merges in attention at the largest maps, and this model has none there"),
+        (True, 64, " at 64x64 px: the largest maps have 64 places, and it merges from 1024 on"),
+        (True, 256, None),
+    ],
+)
+def test_merging_that_changes_nothing_is_told_once(caplog, monkeypatch, attends, side, reason):
+    pipeline = Pipeline(random_model())
+    monkeypatch.setattr(pipeline.model.model.diffusion_model, "attends_to_largest", attends)
+    sampler = SamplerConfig(steps=1, shortcuts=Shortcuts(merge_tokens=0.5))
+    for seed in (1, 2):
+        pipeline.generate([dataclasses.replace(request(seed=seed, sampler=sampler), height=side, width=side)])
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == (reason is not None)
+    assert all(message == f"merge_tokens changes nothing{reason}" for message in told)
+
+
 def test_what_is_left_out_tells_which_requests_share_a_batch(pipeline):
     samplers = [SamplerConfig(steps=4, shortcuts=Shortcuts(cache_interval=interval)) for interval in (1, 2)]
     requests = [request(seed=seed, sampler=samplers[seed % 2]) for seed in range(4)]

@@ -13,6 +13,7 @@ from ldm.inference.pipeline import Pipeline
 from ldm.inference.placing import recordings_of
 from ldm.inference.replay import CALLS_BEFORE, KEPT, Replayed
 from ldm.inference.spec import GenerationRequest, SamplerConfig
+from ldm.modules.recall import Recall
 from tests.cards import FakeGraphs
 from tests.tiny import random_model
 
@@ -93,6 +94,14 @@ def test_what_is_no_tensor_goes_straight_to_the_network():
         forward(*inputs(), context=torch.ones(2, 4))
     assert network.calls == 4 * CALLS_BEFORE
     assert graphs.recorded == 0
+
+
+def test_what_only_saves_work_does_not_keep_a_call_from_being_recorded():
+    network, graphs, forward = replayed()
+    for seed in range(2 * CALLS_BEFORE):
+        expected = network(*inputs(seed=seed))
+        assert torch.equal(forward(*inputs(seed=seed), Recall()), expected)
+    assert graphs.recorded == 1
 
 
 def test_a_card_that_cannot_record_goes_on_as_before_and_is_not_asked_again(caplog):

@@ -9,13 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from ldm.modules.deep_cache import DeepCache
+from ldm.modules.recall import Recall
 from tests.ldm.modules.diffusionmodules.test_openaimodel import unet
 
 
 def call(built: nn.Module, cache: Any, *, seed: int = 1, rows: int = 2, size: Any = (8, 8)) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn((rows, 4, *size), generator=generator)
-    return built(x, torch.full((rows,), 500), torch.randn((rows, 7, 16), generator=generator), cache)
+    return built(x, torch.full((rows,), 500), torch.randn((rows, 7, 16), generator=generator), recalling(cache))
+
+
+def recalling(cache: Any) -> Recall:
+    recall = Recall()
+    recall.cache = cache
+    return recall
 
 
 def prepared(cache: DeepCache, t: float, rows: int = 2) -> DeepCache:
@@ -95,6 +102,6 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
         both.prepare(t, 2)
         alone.prepare(t, 1)
         times = torch.full((2,), int(t))
-        together = built(x * t, times, context, both)
+        together = built(x * t, times, context, recalling(both))
         # The same sums; a kernel may order them otherwise for one row.
-        assert torch.allclose(together[1:], built(x[1:] * t, times[1:], context[1:], alone), atol=1e-5)
+        assert torch.allclose(together[1:], built(x[1:] * t, times[1:], context[1:], recalling(alone)), atol=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import List, Tuple
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldm.modules import token_merging
 from ldm.modules.attention import SpatialTransformer
+from ldm.modules.recall import Recall
 from ldm.modules.token_merging import TokenMerging, parted
 from tests.ldm.modules.diffusionmodules.test_openaimodel import unet
 
@@ -19,6 +20,12 @@ CPU = torch.device("cpu")
 
 def tokens(height: int, width: int, rows: int = 2, channels: int = 6) -> Tensor:
     return torch.randn((rows, height * width, channels), generator=torch.Generator().manual_seed(0))
+
+
+def merging(ratio: float, height: int, width: int) -> Recall:
+    recall = Recall()
+    recall.merging = TokenMerging(ratio, height, width, 0)
+    return recall
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
@@ -118,8 +125,8 @@ def test_a_transformer_merges_what_suits_it_and_nothing_else() -> None:
     torch.nn.init.normal_(layer.proj_out.weight, std=0.1)
     x, context = torch.randn(1, 32, 32, 34), torch.randn(1, 3, 8)
     plain = layer(x, context)
-    assert torch.equal(layer(x, context, TokenMerging(0.5, 64, 64, 0)), plain)
-    merged = layer(x, context, TokenMerging(0.5, 32, 34, 0))
+    assert torch.equal(layer(x, context, merging(0.5, 64, 64)), plain)
+    merged = layer(x, context, merging(0.5, 32, 34))
     assert not torch.equal(merged, plain)
     assert (merged - plain).norm() < 0.5 * (plain - x).norm()
 
@@ -130,8 +137,16 @@ def test_the_network_merges_at_its_top_level(height: int, width: int) -> None:
     x, context = torch.randn(1, 4, height, width), torch.randn(1, 7, 16)
     t = torch.tensor([500])
     plain = built(x, t, context)
-    merged = built(x, t, context, merging=TokenMerging(0.5, height, width, 0))
+    merged = built(x, t, context, merging(0.5, height, width))
     assert merged.shape == plain.shape
     assert not torch.equal(merged, plain)
     # With nothing merged, the tokens attend to the same ones in another order, and so sum in another.
-    assert torch.allclose(built(x, t, context, merging=TokenMerging(0.0, height, width, 0)), plain, atol=1e-4)
+    assert torch.allclose(built(x, t, context, merging(0.0, height, width)), plain, atol=1e-4)
+
+
+@pytest.mark.parametrize(("resolutions", "expected"), [([1, 2], True), ([2], False)])
+def test_a_network_that_merges_nowhere_says_so(resolutions: List[int], expected: bool) -> None:
+    built = unet(attention_resolutions=resolutions)
+    x, context, t = torch.randn(1, 4, 32, 32), torch.randn(1, 7, 16), torch.tensor([500])
+    assert built.attends_to_largest is expected
+    assert torch.equal(built(x, t, context, merging(0.5, 32, 32)), built(x, t, context)) is not expected

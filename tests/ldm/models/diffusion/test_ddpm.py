@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from ldm.errors import ConfigError
 from ldm.models.diffusion.ddpm import SCHEDULE_BUFFERS, LatentDiffusion
-from ldm.modules.deep_cache import DeepCache
+from ldm.modules.recall import Recall
 from ldm.util import instantiate_from_config
 from tests.tiny import CONFIG, random_model
 
@@ -81,13 +81,12 @@ def test_a_config_that_asks_for_something_else_is_refused(params: Any, message: 
         instantiate_from_config(config(**params))
 
 
-def test_only_tensors_go_into_the_network_unless_a_shortcut_is_taken(model: LatentDiffusion, monkeypatch: Any) -> None:
-    """What holds anything else is not recorded on a card."""
+def test_the_network_recalls_where_it_is_told_to(model: LatentDiffusion, monkeypatch: Any) -> None:
     seen: List[Any] = []
     forward = model.model.forward
-    monkeypatch.setattr(model.model, "forward", lambda *given, **others: seen.append(others) or forward(*given))
+    monkeypatch.setattr(model.model, "forward", lambda *given: seen.append(given[3:]) or forward(*given))
     x, t, cond = torch.zeros(1, 4, 8, 8), torch.tensor([500]), model.get_learned_conditioning(["a cat"])
-    cache = DeepCache(2)
+    recall = Recall()
     model.apply_model(x, t, cond)
-    model.apply_model(x, t, cond, cache)
-    assert seen == [{}, {"cache": cache, "merging": None}]
+    model.apply_model(x, t, cond, recall)
+    assert seen == [(), (recall,)]

@@ -158,7 +158,7 @@ def test_guidance_is_a_straight_line_through_both_answers() -> None:
     from ldm.models.diffusion.guidance import guided
 
     def answer(x: Tensor, t: float, cond: Tensor) -> Tensor:
-        return x * 0 + cond.mean(dim=(1, 2))[:, None, None, None]
+        return x.repeat(len(cond) // len(x), 1, 1, 1) * 0 + cond.mean(dim=(1, 2))[:, None, None, None]
 
     predict = guided(answer, torch.full((2, 3, 4), 2.0), torch.full((2, 3, 4), 1.0), 7.5)
     noise = predict(torch.zeros(2, 4, 8, 8), 0.0)
@@ -171,8 +171,8 @@ def test_past_a_timestep_the_text_alone_is_asked() -> None:
     rows: List[int] = []
 
     def answer(x: Tensor, t: float, cond: Tensor) -> Tensor:
-        rows.append(len(x))
-        return x * 0 + cond.mean(dim=(1, 2))[:, None, None, None]
+        rows.append(len(cond))
+        return x.repeat(len(cond) // len(x), 1, 1, 1) * 0 + cond.mean(dim=(1, 2))[:, None, None, None]
 
     predict = guided(answer, torch.full((2, 3, 4), 2.0), torch.full((2, 3, 4), 1.0), 7.5, 500.0)
     noises = [predict(torch.zeros(2, 4, 8, 8), t) for t in (900.0, 500.0, 499.0)]

@@ -18,8 +18,8 @@ from ldm.models.diffusion.guidance import last_guided
 from ldm.models.diffusion.lcm import LCMSampler
 from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.sampler import Sampler
-from ldm.modules.deep_cache import DeepCache
 from ldm.modules.diffusionmodules.schedule import make_beta_schedule
+from ldm.modules.recall import Recall
 from ldm.modules.token_merging import TokenMerging
 
 SAMPLERS = [DDIMSampler, PLMSSampler, DPMSolverSampler, LCMSampler]
@@ -35,19 +35,15 @@ class Model:
         self.device = torch.device("cpu")
         self.calls: List[Any] = []
 
-    def apply_model(
-        self,
-        x: Tensor,
-        t: Tensor,
-        cond: Tensor,
-        cache: Optional[DeepCache] = None,
-        merging: Optional[TokenMerging] = None,
-    ) -> Tensor:
+    recalls = True
+
+    def apply_model(self, x: Tensor, t: Tensor, cond: Tensor, recall: Recall) -> Tensor:
+        cache, merging = recall.cache, recall.merging
         whole = cache is None or cache.map is None
         if cache is not None and whole:
-            cache.map = torch.zeros(len(x), 1)
-        self.calls.append(SimpleNamespace(t=float(t[0]), rows=len(x), whole=whole, cache=cache, merging=merging))
-        return x * 0.1 + cond.mean()
+            cache.map = torch.zeros(len(cond), 1)
+        self.calls.append(SimpleNamespace(t=float(t[0]), rows=len(cond), whole=whole, cache=cache, merging=merging))
+        return torch.cat([x * 0.1 + text.mean() for text in cond.split(len(x))])
 
 
 def calls(cls: Type[Sampler], steps: int, shortcuts: Shortcuts, strength_steps: Optional[int] = None) -> List[Any]:

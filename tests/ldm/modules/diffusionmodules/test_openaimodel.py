@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from ldm.errors import ConfigError
 from ldm.inference.runtime import without_init
-from ldm.modules.diffusionmodules.openaimodel import UNetModel
+from ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from ldm.modules.diffusionmodules.util import timestep_embedding
 from ldm.util import instantiate_from_config
 
@@ -53,6 +53,31 @@ def test_the_v1_config_gives_the_names_and_shapes_of_an_sd_v1_checkpoint() -> No
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 8), (7, 5), (1, 1), (13, 3)])
 def test_any_latent_size_comes_back_as_it_went_in(height: int, width: int) -> None:
     assert predict(unet(channel_mult=[1, 1, 2]), height, width).shape == (2, 4, height, width)
+
+
+@pytest.mark.parametrize("texts", [1, 2, 3])
+@pytest.mark.parametrize("attention_resolutions", [[1, 2], [2], []])
+@pytest.mark.parametrize("more", [{}, {"resblock_updown": True}, {"use_scale_shift_norm": True, "num_res_blocks": 2}])
+def test_several_texts_of_a_latent_are_as_many_latents(texts: int, attention_resolutions: Any, more: Any) -> None:
+    built = unet(attention_resolutions=attention_resolutions, **more)
+    generator = torch.Generator().manual_seed(2)
+    x, t = torch.randn((2, 4, 8, 12), generator=generator), torch.tensor([10, 900])
+    context = torch.randn((2 * texts, 7, 16), generator=generator)
+    expected = built(torch.cat([x] * texts), torch.cat([t] * texts), context)
+    # The same sums; a kernel may order them otherwise for fewer rows.
+    assert torch.allclose(built(x, t, context), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_has_not_seen_the_words_is_computed_once() -> None:
+    built = unet()  # attention on its second level
+    rows: Dict[str, int] = {}
+    for name, block in built.named_modules():
+        if isinstance(block, ResBlock):
+            block.register_forward_hook(lambda _, given, __, name=name: rows.update({name: len(given[0])}))
+    built(torch.zeros(1, 4, 8, 8), torch.tensor([10]), torch.zeros(2, 7, 16))
+    assert rows["input_blocks.1.0"] == 1
+    assert rows["input_blocks.3.0"] == 1
+    assert all(count == 2 for name, count in rows.items() if not name.startswith("input_blocks")), rows
 
 
 @pytest.mark.parametrize(
