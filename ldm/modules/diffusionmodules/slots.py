@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from dataclasses import dataclass
 from typing import Callable, Iterator, List, Optional, Sequence
 
@@ -140,23 +138,6 @@ def pieces(parts: Sequence[Tensor]) -> Iterator[Tensor]:
     for part in parts:
         few = max(1, PIECE // (part.shape[1] * part.shape[3]))
         yield from part.split(few if part.device.type == "cpu" else part.shape[2], dim=2)
-
-
-def return_free_memory() -> None:
-    """Let the C library give back what is free in between, which it does by itself only above all that is not."""
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
-
-
-@functools.lru_cache(maxsize=None)
-def _malloc_trim() -> Optional[Callable[[int], int]]:
-    """glibc's; None where the C library is another one."""
-    try:
-        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError):
-        return None
-    return found
 
 
 def _empty(like: Tensor, height: int, memory: Tensor) -> Tensor:

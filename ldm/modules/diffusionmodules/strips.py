@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ldm.modules.diffusionmodules.slots import Kept, Layer, Slots, pieces, return_free_memory
+from ldm.modules.diffusionmodules.slots import Kept, Layer, Slots, pieces
+from ldm.modules.memory import trim_memory
 
 Rows = Callable[[int, int], List[Tensor]]
 
@@ -85,7 +86,7 @@ def replaced(x: FeatureMap) -> FeatureMap:
             kept.release()
     for kept in x.kept:
         kept.release_all()
-    return_free_memory()
+    trim_memory()  # of what came and went, the holes that are left
     return replace(x, rows=new.rows, kept=(new,), at_once=x.row_elements)
 
 
