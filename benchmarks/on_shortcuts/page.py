@@ -134,7 +134,7 @@ def faster_large(kept: Kept, setting: Setting, size: int) -> float:
     costs = kept["large"]["found"][str(size)]
 
     def spent(calls: Mapping[str, int]) -> float:
-        return sum(count * statistics.median(costs[kind]) for kind, count in calls.items())
+        return float(sum(count * statistics.median(costs[kind]) for kind, count in calls.items()))
 
     return spent(_calls(kept, BASE)) / spent(_calls(kept, setting))
 
