@@ -23,7 +23,7 @@ TEXT = """
 {when}
 
 **Speed** is in seconds of the processor with one thread, which other work on the machine cannot take away, only slow
-down: all have their turn in each of {rounds} rounds, and medians count.{scattered}
+down: all have their turn in each of at least {rounds} rounds, and medians count.{scattered}
 
 - *emoji-v1*: a batch of {batch} pictures of 64 px in {small_dtype}, text and first stage included.
 - *SD v1*: the calls of its U-Net for one picture, counted on emoji-v1, by what each takes (table below) with random

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -171,6 +172,16 @@ def test_ordinary_user_brings_up_the_whole_cluster(short_tmp: Path) -> None:
             assert eventually(lambda: "COMPLETED" in as_nobody("sacct", "-n", "-X", "-o", "state"))
         finally:
             as_nobody("bash", f"{scripts}/down.sh")
+
+
+def test_a_controller_that_has_crashed_is_started_again(short_tmp: Path) -> None:
+    fixtures.require_slurm()
+    with SlurmLab(accounting=False, dcu_nodes=1) as lab:
+        assert not lab.revive_controller()
+        os.kill(int((lab.folder / "pid" / "slurmctld.pid").read_text()), signal.SIGKILL)
+        assert eventually(lab.revive_controller)
+        assert lab.wait(lab.sbatch("true", "-o", "/dev/null")).popitem()[1] == "COMPLETED"
+        assert not lab.revive_controller()
 
 
 def test_nothing_is_left_when_the_session_dies(short_tmp: Path) -> None:

@@ -133,6 +133,8 @@ class Accidents:
 
     def recover(self, *, all_now: bool = False) -> None:
         """Repair what has been broken for long enough, or all, and start what waits for no reason of its own."""
+        if self._lab.revive_controller():  # Slurm's own accident: it may crash where a node is repaired that is back
+            self._count("restarted", "the controller, which had crashed")
         now = math.inf if all_now else time.monotonic()
         for due, worker in list(self._stopped):
             if due <= now:

@@ -177,6 +177,13 @@ class SlurmLab:
         """Start a killed node's daemon again; jobs on it may take seconds longer to end, see reaper.py."""
         self._script("nodeup.sh", node)
 
+    def revive_controller(self) -> bool:
+        """Start the controller again if it has crashed; whether it had."""
+        crashed = not _lives(self.folder / "pid" / "slurmctld.pid")
+        if crashed:
+            self._script("ctlup.sh")
+        return crashed
+
     def start_again(self, job: str) -> None:
         """Wait until Slurm has put the job, which its node lost, back into the queue, and have it start at once."""
         self.wait_for(job, {"PENDING"})
@@ -207,6 +214,15 @@ class SlurmLab:
         )
         if done.returncode:
             raise LabError(f"{name} {' '.join(arguments)} ended with {done.returncode}\n{self.logs()}")
+
+
+def _lives(pid_file: Path) -> bool:
+    """Whether a daemon does; one that has ended may stay a zombie where process 1 reaps late."""
+    try:
+        stat = Path("/proc", pid_file.read_text().strip(), "stat").read_text()
+    except OSError:
+        return False
+    return not stat.rpartition(")")[2].split()[0].startswith("Z")
 
 
 def _tail(file: Path, lines: int) -> List[str]:

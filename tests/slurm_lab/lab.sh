@@ -30,6 +30,8 @@ wait_for() {
   done
 }
 
+controller_is_up() { scontrol ping | grep -q "is UP"; }
+
 # step_daemons NODE...: what holds a node's log open, the node's own daemon apart
 step_daemons() {
   local node pid

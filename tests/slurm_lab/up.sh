@@ -161,8 +161,6 @@ start_accounting() {
   wait_for 300 sacctmgr -n list cluster || die "slurmdbd did not come up, see $LAB/log"
 }
 
-controller_is_up() { scontrol ping | grep -q "is UP"; }
-
 nodes_are_idle() {
   [[ $(sinfo -h -N -o %T | grep -c '^idle$') == $((DCU_NODES + 1)) ]]
 }
