@@ -1,7 +1,7 @@
 """Whether every picture appears once and whole, whatever happens to the cluster while the run is made.
 
-    python benchmarks/chaos.py [--seed N] [--minutes M] [--images N] [--nodes N] [--model NAME] [--steps N]
-                               [--reference FOLDER] [--json FILE]
+    python benchmarks/chaos.py [--seed N] [--minutes M] [--events N] [--images N] [--nodes N] [--model NAME]
+                               [--steps N] [--reference FOLDER] [--json FILE]
 
 Makes the pictures undisturbed on this machine, then again on a private Slurm cluster that it starts, where for the
 given time workers are killed and stopped, nodes crash, lose their daemons or are taken down, jobs are requeued and
@@ -74,6 +74,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1, help="of what happens (1)")
     parser.add_argument("--minutes", type=float, default=15.0, help="how long it happens (15)")
+    parser.add_argument("--events", type=int, default=0, help="go on for longer until so many things have happened (0)")
     parser.add_argument("--images", type=int, default=2000, help="pictures of a run (2000)")
     parser.add_argument("--nodes", type=int, default=4, help="nodes of the cluster (4)")
     parser.add_argument("--model", default="emoji-v1", help="any model that needs no card (emoji-v1)")
@@ -130,12 +131,12 @@ def torment(
     ordeals: list[Ordeal] = []
     started = time.monotonic()
     whole = True
-    while time.monotonic() < started + 60 * options.minutes:
+    while time.monotonic() < started + 60 * options.minutes or sum(accidents.counts.values()) < options.events:
         if whole:
             ordeals.append(Ordeal(login, accidents, dice, diary))
             ordeals[-1].begin(prompts, f"name=chaos-{len(ordeals)}", *work, *CLUSTER)
         left = started + 60 * options.minutes - time.monotonic()
-        whole = ordeals[-1].suffer(PAUSE, seconds=min(60.0, left))
+        whole = ordeals[-1].suffer(PAUSE, seconds=min(60.0, max(left, PAUSE[1])))
         print(f"{time.monotonic() - started:5.0f} s: run {len(ordeals)}: {ordeals[-1].progress()}", flush=True)
     healing = time.monotonic()
     rounds = [ordeal.heal() for ordeal in ordeals]

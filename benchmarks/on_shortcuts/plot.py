@@ -17,6 +17,7 @@ COLOURS = {
 }
 RADIUS, LINE = 5.0, 12.0  # px
 LETTER = 6.2  # px: no label of 10 px is wider a letter, whatever the font
+HALO = 'stroke="white" stroke-width="3" paint-order="stroke"'  # or the grid goes through the letters
 FAR = 7  # lines that a label may be away from its dot
 ROUND = (1, 1.5, 2, 3, 4, 5, 7)
 
@@ -87,7 +88,7 @@ def _dots(dots: Sequence[Dot], across: Scale, up: Scale) -> List[str]:
         shapes.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{RADIUS:.0f}" fill="{COLOURS[dot.kind]}"/>')
         anchor, at = _anchor(x, box)
         written = f'x="{at:.1f}" y="{box[3] - 3:.1f}" font-size="10" text-anchor="{anchor}"'
-        shapes.append(f"<text {written}>{dot.label}</text>")
+        shapes.append(f"<text {written} {HALO}>{dot.label}</text>")
     return shapes
 
 

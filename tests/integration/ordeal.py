@@ -80,11 +80,10 @@ class Ordeal:
         self._most = MOST_IN_QUEUE * len(self._accidents.queue())
         self._say(f"began {self.run}")
 
-    def suffer(self, pause: Tuple[float, float], *, seconds: float = PATIENCE_S, events: Optional[int] = None) -> bool:
-        """Let things happen, `pause` seconds apart, for so long, so often, or until all pictures are there; whether
-        they are."""
+    def suffer(self, pause: Tuple[float, float], *, seconds: float) -> bool:
+        """Let things happen, `pause` seconds apart, for so long or until all pictures are there; whether they are."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end and (events is None or self.events < events):
+        while time.monotonic() < end:
             self._accidents.recover()
             self._listen()
             idle = not self._typing and not self._accidents.queue()

@@ -16,9 +16,9 @@ from tests.integration.login_node import PROJECT
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
+SOME_EVENTS = 4  # there are ten in the time below on a free machine; a busy one takes longer
 # Half a second a picture, so that there is something to disturb.
-SMALL = "--seed=3", "--minutes=0.4", "--images=80", "--model=rehearsal", "--steps=500"
-SOME_EVENTS = 4  # there are ten on a free machine
+SMALL = "--seed=3", "--minutes=0.4", f"--events={SOME_EVENTS}", "--images=80", "--model=rehearsal", "--steps=500"
 
 
 def test_a_bad_day_costs_no_picture(tmp_path: Path) -> None:
