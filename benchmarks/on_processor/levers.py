@@ -67,6 +67,13 @@ def convolved_narrow(_pipeline: Any) -> None:
     replace(packing, "NARROW", 0)
 
 
+def summed_plainly(_pipeline: Any) -> None:
+    """Convolutions by all of their products."""
+    from ldm.inference import packing
+
+    replace(packing, "FILTERED_PLACES", {})
+
+
 def fused_attention(_pipeline: Any) -> None:
     """torch's own kernel for attention, whatever the dtype and the processor."""
     from torch.nn import functional
@@ -115,6 +122,7 @@ def compile_network(pipeline: Any) -> None:
 IN_USE: Dict[str, Lever] = {
     "packing": Lever("weights packed once for oneDNN", unpack),
     "narrow": Lever("narrow maps convolved as one product", convolved_narrow),
+    "filtering": Lever("convolutions by minimal filtering", summed_plainly, dtypes=("float32",)),
     "doubling": Lever("doubled maps convolved as four small ones", unfused_doubling),
     "attention": Lever("attention by what is fastest on the processor", fused_attention, dtypes=("bfloat16",)),
     "recall": Lever("keys and values of the words kept, and nothing done twice for both texts", doubled_latents),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any, Dict, Optional, Sequence, Type
+from typing import Any, Dict, NamedTuple, Optional, Protocol, Sequence, Type
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from ldm.errors import first_line
 from ldm.inference.runtime import without_init
+from ldm.modules.diffusionmodules import winograd
 from ldm.modules.diffusionmodules.doubling import DoublingConv2d, interleaved, phase_weights, repeated
 from ldm.modules.memory import trim_memory
 
@@ -32,6 +33,12 @@ NARROW = 8
 # Weights are packed as for so many rows, however many come: then a batch of another size packs nothing anew, and no
 # picture depends on the batch before. What suits eight suits one, too, but not always the other way round.
 ROWS = 8
+# Minimal filtering, in float32: the side m of its tiles by the places of the map from which on it is quickest. Below
+# that its weights, four times as many with m = 4 and nearly twice with m = 2, take longer to read than it saves; with
+# fewer channels it takes longer beside the products.
+FILTERED_PLACES = {4: 24 * 24, 2: 12 * 12}
+FILTERED_CHANNELS = 128
+FILTERED_GEOMETRY = [(3, 3), (1, 1), (1, 1), (1, 1)]  # kernel, padding, stride, dilation
 # After so many freed bytes the C library is told to give them back, which takes it about a millisecond.
 FREED_BYTES = 2**25
 # In float32 the packed operator starts 30 us later than `linear`, which a matrix of fewer weights cannot make good.
@@ -100,30 +107,22 @@ class PackedLinear(Packed):
 
 
 class PackedConv2d(Packed):
-    """nn.Conv2d: (B,C,h,w) -> (B,C',h',w'), channels last. Its blocks suit one size of map, the last that it saw."""
+    """nn.Conv2d: (B,C,h,w) -> (B,C',h',w'), channels last. Its weights suit one size of map, the last that it saw."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         """Takes the weights of `layer` away; they are packed when the first input says for what size."""
         super().__init__()
         self.bias = layer.bias
-        self._place: Any = [list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups]
-        self._weight = layer.weight.detach()
-        self._shape = layer.weight.shape
+        self._place = Place(layer.weight.shape, layer.padding, layer.stride, layer.dilation, layer.groups)
+        self._way: Way = Unpacked(layer.weight.detach())
         self._suits: Optional[torch.Size] = None
-        self._as_product = False
         self._layers = [layer]
         layer.weight = None  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:] != self._suits:
-            self._pack_for(x.shape)
-        if self._as_product:
-            places = windows(x, self._shape[2:], *self._place[:2])
-            return linear(places.flatten(3), self._weight, self.bias).permute(0, 3, 1, 2)
-        summed: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self._weight, self.bias, *self._place, *NOTHING_BEHIND
-        )
-        return summed
+            self._pack_for(x.shape[2:])
+        return self._way(x, self.bias)
 
     def unpacked(self) -> nn.Conv2d:
         (layer,) = self._layers
@@ -132,28 +131,119 @@ class PackedConv2d(Packed):
 
     def plain_weight(self) -> Tensor:
         """The weight (C',C,kh,kw) as the layer had it."""
-        weight = self._weight.to_dense() if self._weight.is_mkldnn else self._weight
-        if self._as_product:
-            outputs, inputs, *kernel = self._shape
-            weight = weight.view(outputs, *kernel, inputs).permute(0, 3, 1, 2).contiguous()
-        return weight
+        return self._way.plain_weight()
 
-    def _pack_for(self, shape: torch.Size) -> None:
+    def is_filtered(self, size: Sequence[int], dtype: torch.dtype) -> bool:
+        """Whether maps of that size (h,w) are convolved by minimal filtering."""
+        return bool(self._place.tile(size, dtype))
+
+    def _pack_for(self, size: torch.Size) -> None:
         weight = self.plain_weight()
-        self._as_product = self._is_product(shape)
-        if self._as_product:
-            self._weight = linear_weight(weight.permute(0, 2, 3, 1).flatten(1).contiguous())
+        tile = self._place.tile(size, weight.dtype)
+        if tile:
+            self._way = Filtered(weight, tile)
+        elif self._place.is_product(size):
+            self._way = Product(weight, self._place)
         else:
-            self._weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._place, [ROWS, *shape[1:]])
-        self._suits = shape[2:]
+            self._way = Blocks(weight, self._place, size)
+        self._suits = size
         freed.add(weight)
 
-    def _is_product(self, shape: torch.Size) -> bool:
-        """Whether one matrix product is the quicker convolution for inputs of this shape."""
-        _, stride, dilation, groups = self._place
-        if groups != 1 or dilation != [1, 1]:
+
+class Place(NamedTuple):
+    """What a convolution is besides its numbers. `shape`: (C',C,kh,kw)."""
+
+    shape: Sequence[int]
+    padding: Any
+    stride: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+
+    def is_product(self, size: Sequence[int]) -> bool:
+        """Whether one matrix product is the quicker convolution for maps of this size (h,w)."""
+        if self.groups != 1 or tuple(self.dilation) != (1, 1):
             return False
-        return bool((self._shape[2:] == (1, 1) and stride == [1, 1]) or shape[3] <= NARROW * stride[1])
+        pointwise = tuple(self.shape[2:]) == (1, 1) and tuple(self.stride) == (1, 1)
+        return pointwise or size[1] <= NARROW * self.stride[1]
+
+    def tile(self, size: Sequence[int], dtype: torch.dtype) -> int:
+        """The side of the tiles in which minimal filtering is the quickest for maps of this size, or 0."""
+        if dtype is not torch.float32 or self.groups != 1 or min(self.shape[:2]) < FILTERED_CHANNELS:
+            return 0
+        if [tuple(each) for each in (self.shape[2:], self.padding, self.stride, self.dilation)] != FILTERED_GEOMETRY:
+            return 0
+        places = size[0] * size[1]
+        return next((m for m, least in FILTERED_PLACES.items() if places >= least), 0)
+
+
+class Way(Protocol):
+    """How a convolution is computed, with the weights laid out for it."""
+
+    def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
+        """x (B,C,h,w) -> (B,C',h',w')."""
+
+    def plain_weight(self) -> Tensor:
+        """The weight (C',C,kh,kw), bit for bit."""
+
+
+class Unpacked:
+    """Weights that no map has been seen for."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+
+    def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
+        raise AssertionError("weights are packed before they are used")
+
+    def plain_weight(self) -> Tensor:
+        return self._weight
+
+
+class Blocks:
+    """oneDNN's own convolution."""
+
+    def __init__(self, weight: Tensor, place: Place, size: Sequence[int]) -> None:
+        self._numbers: Any = [list(place.padding), list(place.stride), list(place.dilation), place.groups]
+        shape = [ROWS, place.shape[1] * place.groups, *size]
+        self._weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._numbers, shape)
+
+    def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
+        summed: Tensor = torch.ops.mkldnn._convolution_pointwise(x, self._weight, bias, *self._numbers, *NOTHING_BEHIND)
+        return summed
+
+    def plain_weight(self) -> Tensor:
+        weight: Tensor = self._weight.to_dense()
+        return weight
+
+
+class Product:
+    """One matrix product over what each place sees."""
+
+    def __init__(self, weight: Tensor, place: Place) -> None:
+        self._place = place
+        self._weight = linear_weight(weight.permute(0, 2, 3, 1).flatten(1).contiguous())
+
+    def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
+        places = windows(x, self._place.shape[2:], self._place.padding, self._place.stride)
+        return linear(places.flatten(3), self._weight, bias).permute(0, 3, 1, 2)
+
+    def plain_weight(self) -> Tensor:
+        outputs, inputs, *kernel = self._place.shape
+        return self._weight.to_dense().view(outputs, *kernel, inputs).permute(0, 3, 1, 2).contiguous()
+
+
+class Filtered:
+    """Minimal filtering in tiles of m x m, a matrix product for each of their (m+2)^2 places."""
+
+    def __init__(self, weight: Tensor, m: int) -> None:
+        self._plain = weight  # which cannot be had back to the last bit; often the file's own, mapped
+        self._weight = winograd.transformed(weight, m)
+
+    def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
+        return winograd.convolve(x, self._weight, bias)
+
+    def plain_weight(self) -> Tensor:
+        return self._plain
 
 
 def windows(x: Tensor, kernel: Sequence[int], padding: Sequence[int], stride: Sequence[int]) -> Tensor:
@@ -175,9 +265,11 @@ class PackedDoublingConv2d(Packed):
         self._phases: Optional[PackedConv2d] = None
 
     def forward(self, x: Tensor, size: Optional[Sequence[int]] = None) -> Tensor:
-        if x.shape[3] <= NARROW or (size is not None and list(size) != [2 * side for side in x.shape[2:]]):
-            doubled: Tensor = self._whole(repeated(x, size))
-            return doubled
+        doubled = [2 * side for side in x.shape[2:]]
+        odd = size is not None and list(size) != doubled
+        if odd or x.shape[3] <= NARROW or self._whole.is_filtered(doubled, x.dtype):
+            convolved: Tensor = self._whole(repeated(x, size))
+            return convolved
         if self._phases is None:
             self._phases = self._of_phases()
         return interleaved(self._phases(x))

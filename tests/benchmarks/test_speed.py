@@ -17,6 +17,8 @@ from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 import pytest
 import torch
 
+from ldm.inference import packing
+
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "tiny.yaml"
 NOISE = 1.15
@@ -300,7 +302,7 @@ def test_operations_are_what_torch_counts(speed: SimpleNamespace) -> None:
         assert counted.get_total_flops() / 1e9 == pytest.approx(work.gflop, abs=0.05), work.what
 
 
-CHANGES = ("packing", "narrow", "doubling", "attention", "recall")
+CHANGES = ("packing", "narrow", "filtering", "doubling", "attention", "recall")
 MORE_CHANGES = ("attention-by-head", "attention-in-slices", "channels-last")  # but for `compile`, which takes minutes
 
 
@@ -313,6 +315,9 @@ def test_a_lever_changes_the_time_and_not_the_numbers(
         monkeypatch.setattr(owner, patched, getattr(owner, patched))  # to be put back afterwards
     if name == "attention" and not hasattr(torch.nn.functional, "scaled_dot_product_attention"):
         pytest.skip("this torch has no fused kernel")
+    if name == "filtering":  # also of the small model's convolutions
+        monkeypatch.setattr(packing, "FILTERED_CHANNELS", 1)
+        monkeypatch.setattr(packing, "FILTERED_PLACES", {4: 1})
     given = speed.weights.inputs(TINY, [64])
     files = (bench.config, bench.model)
     for network, words in (("unet", (64,)), ("vae", (64,)), ("text", ()), ("sample", (64, 3))):
@@ -323,11 +328,10 @@ def test_a_lever_changes_the_time_and_not_the_numbers(
 
 def patched_names() -> List[Tuple[Any, str]]:
     """What levers change outside of a model."""
-    from ldm.inference import packing
     from ldm.models.diffusion.ddpm import LatentDiffusion
     from ldm.modules import attention
 
-    of_packing = [(packing, "NARROW"), (packing.PackedDoublingConv2d, "forward")]
+    of_packing = [(packing, "NARROW"), (packing, "FILTERED_PLACES"), (packing.PackedDoublingConv2d, "forward")]
     return [(attention, "attention_kernel"), (LatentDiffusion, "recalls"), *of_packing]
 
 

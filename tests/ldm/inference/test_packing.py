@@ -13,6 +13,7 @@ from ldm.inference import packing
 from ldm.inference.packing import PackedConv2d, PackedLinear, can_pack, pack, unpack
 from ldm.inference.pipeline import Pipeline
 from ldm.inference.spec import GenerationRequest, SamplerConfig
+from ldm.modules.diffusionmodules import winograd
 from ldm.modules.diffusionmodules.doubling import DoublingConv2d
 from tests.tiny import random_model
 
@@ -63,6 +64,44 @@ def test_a_packed_layer_gives_what_the_plain_one_gives_for_any_size(number, dtyp
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
         x = x if isinstance(model[0], nn.Conv2d) else x.flatten(2).transpose(1, 2)
         assert (packed(x) - model(x)).abs().max() <= tolerance(dtype)
+
+
+@needs_packing
+@pytest.mark.parametrize("least", [{4: 1}, {2: 1}, {4: 9 * 8, 2: 40}])
+@pytest.mark.parametrize("number", [2, 3, 5, 6, 7, 8])
+def test_minimal_filtering_gives_the_same_for_any_size(number, least, monkeypatch):
+    monkeypatch.setattr(packing, "FILTERED_CHANNELS", 24)
+    monkeypatch.setattr(packing, "FILTERED_PLACES", least)
+    test_a_packed_layer_gives_what_the_plain_one_gives_for_any_size(number, torch.float32)
+    test_what_is_unpacked_is_what_was_packed(number, torch.float32)
+
+
+@needs_packing
+def test_minimal_filtering_is_for_large_maps_of_many_channels_in_float32(monkeypatch):
+    used = []
+    monkeypatch.setattr(winograd, "convolve", lambda x, weight, bias: used.append(weight.shape[0]) or x)
+    for channels, size, dtype in (
+        (128, 11, torch.float32),
+        (128, 12, torch.float32),
+        (128, 24, torch.float32),
+        (64, 24, torch.float32),
+        (128, 24, torch.bfloat16),
+    ):
+        packed = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1)).to(dtype).requires_grad_(False)
+        pack(packed)
+        packed(torch.zeros(1, channels, size, size, dtype=dtype))
+    assert used == [16, 36]
+
+
+@needs_packing
+def test_a_doubling_is_one_filtering_where_that_needs_fewer_products(monkeypatch):
+    monkeypatch.setattr(packing, "FILTERED_CHANNELS", 8)
+    layer = DoublingConv2d(8, 8, 3, padding=1).requires_grad_(False)
+    x = torch.randn(1, 8, 12, 20, generator=torch.Generator().manual_seed(0))
+    expected, packed = layer(x), nn.Sequential(layer)
+    pack(packed)
+    monkeypatch.setattr(packing, "phase_weights", None)
+    assert (packed[0](x) - expected).abs().max() <= tolerance(torch.float32)
 
 
 @needs_packing
