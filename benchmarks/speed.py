@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py [--quick] [--folder DIR] [--peer PYTHON] [--only PART ...] [--levers NAME ...]
 
-Writes docs/benchmarks.md and its plot in about half an hour on two idle cores; with --quick it only shows what it would
+Writes docs/benchmarks.md and its plot in about 40 minutes on two idle cores; with --quick it only shows what it would
 write, in a few minutes, too few rounds to judge. The folder keeps random weights of Stable Diffusion v1's size (13 GB:
 .safetensors, .ckpt, and diffusers' own files) from one call to the next, and what was measured: --only measures parts
 again and leaves the others as they were. diffusers is looked for in .venv-peers. Status 1 where a bar is missed.
@@ -30,7 +30,7 @@ CONFIG = ROOT / "configs" / "stable-diffusion" / "v1-inference.yaml"
 PEER = ROOT / ".venv-peers" / "bin" / "python"
 ROUNDS, QUICK_ROUNDS = 5, 2
 Part = Callable[[], Iterator[Series]]
-PARTS = (*parts.TASKS, "compiled", "whole", "start", "overhead", "accuracy", "small", "levers")
+PARTS = (*parts.TASKS, "compiled", "whole", "start", "overhead", "large", "accuracy", "small", "levers")
 
 
 def main() -> int:
@@ -74,6 +74,7 @@ def wanted_parts(bench: Bench, options: argparse.Namespace) -> List[Tuple[str, P
         "whole": partial(parts.whole, bench),
         "start": partial(parts.start, bench),
         "overhead": partial(parts.overhead, bench),
+        "large": partial(parts.large, bench, parts.QUICK_LARGE_SIZE if options.quick else parts.LARGE_SIZE),
         "accuracy": partial(parts.accuracy, bench),
         "small": partial(parts.small, bench),
     }

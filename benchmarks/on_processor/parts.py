@@ -32,6 +32,7 @@ SCRIPTS = ROOT / "benchmarks" / "on_processor"
 PEERS = ROOT / "benchmarks" / "peers"
 SIZES = (SIZE, 2 * SIZE)
 SMALL_SIZE = 64
+LARGE_SIZE, QUICK_LARGE_SIZE = 2048, 512
 ONE_PICTURE = ("--n_samples", "1", "--n_iter", "1", "--skip_grid", "--safety-checker", "off")
 PRECISIONS = {"bfloat16": "autocast", "float32": "full"}
 TASKS = {
@@ -269,6 +270,19 @@ def overhead(bench: Bench) -> Iterator[Series]:
                 way: [1 - each["network"] / each["seconds"] for each in rounds] for way, rounds in ways.items()
             }
         }
+
+
+def large(bench: Bench, size: int) -> Iterator[Series]:
+    """One decoding of a picture of `size` px at once and one in strips, a process each.
+
+    Seconds of the processor, as one round on a busy machine is no measure; and the most memory of the decoding, in MiB.
+    """
+    bench.ours("bfloat16", small=True).close()  # NotHere where the product would not compute in it
+    decode = (sys.executable, str(ROOT / "benchmarks" / "decode.py"))
+    said = run((*decode, "--sizes", str(size), "--config", str(bench.config), "--json")).said
+    found = {each["way"]: each for each in json.loads(said.splitlines()[-1])}
+    for name, number in (("large", "processor_s"), ("large MiB", "peak_mib")):
+        yield {f"{name} {size}": {way: [each[number]] for way, each in found.items()}}
 
 
 def ours_txt2img(config: Path, weights: Path, outdir: Path) -> Tuple[str, ...]:

@@ -53,6 +53,7 @@ ACCURACIES = (
 )
 WHOLE_BAR, START_SECONDS, CKPT_SECONDS_MORE = 1.8, 3.0, 1.0
 MEMORY_GB, CKPT_MEMORY = 3.2, 1.2
+LARGE_SIZE, LESS_MEMORY = 2048, 4.0
 WEIGHTS_GB = 2.13  # in bfloat16
 OVERHEAD_BAR = 0.05
 OVERHEADS = {"model": "emoji-v1", "card": "512 px with networks that sleep as long as a fast card would take"}
@@ -104,7 +105,7 @@ def limits(found: Found) -> List[str]:
 
 def processes(found: Found) -> List[Row]:
     """Whole processes, their start and their memory."""
-    return [_whole(found), *_starts(found), *_memory(found), *_overheads(found)]
+    return [_whole(found), *_starts(found), *_memory(found), *_large(found), *_overheads(found)]
 
 
 def small(found: Found) -> List[str]:
@@ -240,6 +241,28 @@ def _overheads(found: Found) -> List[Row]:
             )
         )
     return rows
+
+
+def _large(found: Found) -> List[Row]:
+    memory, seconds = (found.get(f"{name} {LARGE_SIZE}", {}) for name in ("large MiB", "large"))
+    less, longer = ratio(memory, "plain", "strips"), ratio(seconds, "strips", "plain")
+    peaks, times = (
+        [Measured(series[way]).text(unit, 0) for way in ("strips", "plain")] if series else []
+        for series, unit in ((memory, "MiB"), (seconds, "s"))
+    )
+    return [
+        Row(
+            f"decoding a picture of {LARGE_SIZE} px in strips, bfloat16: memory beside the weights",
+            f"{LESS_MEMORY:.0f}x less than at once",
+            NOT_MEASURED if less is None else f"{peaks[0]}, at once {peaks[1]}: {_times(less)} less",
+            None if less is None else less.median >= LESS_MEMORY,
+        ),
+        Row(
+            "the same: seconds of the processor",
+            "",
+            NOT_MEASURED if longer is None else f"{times[0]}, at once {times[1]}: {_times(longer)}",
+        ),
+    ]
 
 
 def _limit(found: Found, name: str) -> Sequence[float]:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldm.errors import first_line
-from ldm.inference.runtime import trim_memory, without_init
+from ldm.inference.runtime import without_init
 from ldm.modules.diffusionmodules import winograd
 from ldm.modules.diffusionmodules.doubling import DoublingConv2d, interleaved, phase_weights, repeated
+from ldm.modules.memory import trim_memory
 
 log = logging.getLogger(__name__)
 

@@ -31,8 +31,10 @@ from ldm.inference.runtime import (
     choose_arithmetic,
     describe_device,
     dtype_name,
+    is_out_of_memory,
     memory_of,
     pick_device,
+    release_memory,
 )
 from ldm.inference.spec import GenerationRequest, InitImage, SamplerConfig, SamplerName
 from ldm.inference.transfer import send_draw
@@ -170,7 +172,7 @@ class Pipeline:
         """A picture -> its latent (1,C,h,w) float32: the likeliest one, where the original draws one near it."""
         first_stage = self.model.first_stage_model
         image = to_tensor(pixels).to(next(first_stage.parameters()))
-        posterior = self.model.encode_first_stage(image)
+        posterior = _with_little_memory_if_need_be(self.model.encode_first_stage, image)
         latent: Tensor = self.model.get_first_stage_encoding(posterior.mode())
         return latent.float()
 
@@ -180,7 +182,7 @@ class Pipeline:
 
         Raises GenerationError for what is no picture: numbers that overflowed, or a single colour all over.
         """
-        image = self.model.decode_first_stage(latent[None])
+        image = _with_little_memory_if_need_be(self.model.decode_first_stage, latent[None])
         if not bool(torch.isfinite(image).all()):
             raise GenerationError(
                 f"the model gave NaN in {dtype_name(self.model.dtype)} instead of a picture; {ADVICE}"
@@ -338,6 +340,18 @@ class Pipeline:
         if sha256_of(Path(path)) != sha256:
             raise RequestError(f"init image {path} is not the one that was asked for: its sha256 is no longer {sha256}")
         return self.encode_image(resize(pixels, height=height, width=width))
+
+
+def _with_little_memory_if_need_be(first_stage: Callable[..., Any], x: Tensor) -> Any:
+    """first_stage(x), a second time in strips where the memory is too full for the first."""
+    try:
+        return first_stage(x)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    log.info("not enough memory for %s at once: in strips", tuple(x.shape))
+    release_memory()  # behind the except clause: the error holds the frames that hold the tensors
+    return first_stage(x, in_strips=True)
 
 
 def _warn_if_cut(prompt: str, tokens: int, room: int) -> None:

@@ -7,7 +7,6 @@ What a version of torch lacks is found here by trying it, from 1.10 on, never by
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import enum
 import functools
 import gc
@@ -79,13 +78,6 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def trim_memory() -> None:
-    """Have the C library give what was freed in the machine's memory back to the system, where it can (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 class CardMemory:

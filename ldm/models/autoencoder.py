@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Mapping, Optional, Sequence, Tuple
 
+import torch
 from torch import Tensor, nn
 
+from ldm.modules.diffusionmodules.large import decode_in_strips, encode_in_strips, largest_map
 from ldm.modules.diffusionmodules.model import Decoder, Encoder, FirstStageDimensions
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.util import refuse_unknown_params
+
+# Of one map: a picture with a larger one is worked on in strips. Several are alive at once otherwise.
+LARGE_MAP_BYTES = 2**30
 
 
 class AutoencoderKL(nn.Module):
@@ -37,15 +42,33 @@ class AutoencoderKL(nn.Module):
         self.embed_dim = embed_dim
         self.factor = 2 ** (len(self.decoder.up) - 1)
 
-    def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
-        """image (B,3,H,W) -> the posterior over its latent (B,embed_dim,H/factor,W/factor)."""
+    def encode(self, x: Tensor, *, in_strips: bool = False) -> DiagonalGaussianDistribution:
+        """image (B,3,H,W) -> the posterior over its latent (B,embed_dim,H/factor,W/factor).
+
+        Large ones are worked on in strips, and others where asked: the same within rounding, in little memory. Never
+        what has gradients.
+        """
+        divisible = x.shape[2] % self.factor == 0 and x.shape[3] % self.factor == 0
+        large = in_strips or _is_large(self.encoder.down, x, places=x.shape[2] * x.shape[3])
+        if divisible and large and not self._learns:
+            return DiagonalGaussianDistribution(self.quant_conv(encode_in_strips(self.encoder, x)))
         return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
 
-    def decode(self, z: Tensor) -> Tensor:
-        """latent (B,embed_dim,h,w) -> image (B,3,h*factor,w*factor)."""
-        return self.decoder(self.post_quant_conv(z))
+    def decode(self, z: Tensor, *, in_strips: bool = False) -> Tensor:
+        """latent (B,embed_dim,h,w) -> image (B,3,h*factor,w*factor); in strips as with `encode`."""
+        large = in_strips or _is_large(self.decoder.up, z, places=z.shape[2] * z.shape[3] * self.factor**2)
+        hidden = self.post_quant_conv(z)
+        return decode_in_strips(self.decoder, hidden) if large and not self._learns else self.decoder(hidden)
 
     def forward(self, x: Tensor, sample_posterior: bool = True) -> Tuple[Tensor, DiagonalGaussianDistribution]:
         """The reconstruction of x and the posterior it came through."""
         posterior = self.encode(x)
         return self.decode(posterior.sample() if sample_posterior else posterior.mode()), posterior
+
+    @property
+    def _learns(self) -> bool:
+        return self.training or torch.is_grad_enabled()
+
+
+def _is_large(stages: nn.ModuleList, x: Tensor, *, places: int) -> bool:
+    return largest_map(stages, places) * x.element_size() > LARGE_MAP_BYTES

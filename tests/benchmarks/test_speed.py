@@ -173,6 +173,8 @@ def made_up(speed: SimpleNamespace) -> Dict[str, Dict[str, List[float]]]:
     series["start MiB"] = {"ours": [2100.0], "ours .ckpt": [2200.0], "diffusers": [5000.0]}
     series["overhead model"] = {"overlapped": [0.03, 0.03], "in turn": [0.05, 0.05]}
     series["overhead card"] = {"overlapped": [0.01, 0.01], "in turn": [0.1, 0.1]}
+    series["large 2048"] = {"plain": [200.0], "strips": [220.0]}
+    series["large MiB 2048"] = {"plain": [6000.0], "strips": [1400.0]}
     series["compiled unet bfloat16 256"] = {"ours": [1.0], "diffusers": [1.25]}
     for name, lever in speed.levers.LEVERS.items():
         for dtype in lever.dtypes:
@@ -208,6 +210,12 @@ def test_the_page_holds_ratios_seconds_and_the_share_of_the_limit(speed: SimpleN
     assert speed.rows.missed(series) == []
 
 
+def test_the_page_tells_what_strips_save_and_cost(speed: SimpleNamespace) -> None:
+    text = page_of(speed, made_up(speed))
+    assert "4x less than at once | 1400 MiB, at once 6000 MiB: 4.29x less | yes |" in text
+    assert "seconds of the processor |  | 220 s, at once 200 s: 1.10x |" in text
+
+
 def test_a_wide_spread_is_said_in_its_row(speed: SimpleNamespace) -> None:
     series = made_up(speed)
     series["unet float32 512"]["diffusers"] = [2.0, 3.0]
@@ -237,8 +245,10 @@ def test_a_bar_that_is_missed_is_named(speed: SimpleNamespace) -> None:
     series["unet bfloat16 256"]["ours"] = [1.5, 1.5]
     series["start"]["ours .ckpt"] = [3.5, 3.6]
     series["accuracy text"]["ours"] = [0.02]
-    assert speed.rows.missed(series) == ["U-Net, bfloat16, 256 px", "text encoder", "the same from `.ckpt`"]
-    assert page_of(speed, series).count("**no**") == 3
+    series["large MiB 2048"]["strips"] = [1501.0]
+    large = "decoding a picture of 2048 px in strips, bfloat16: memory beside the weights"
+    assert speed.rows.missed(series) == ["U-Net, bfloat16, 256 px", "text encoder", "the same from `.ckpt`", large]
+    assert page_of(speed, series).count("**no**") == 4
 
 
 def test_a_part_measured_again_replaces_its_series_alone(speed: SimpleNamespace, tmp_path: Path) -> None:
@@ -368,6 +378,19 @@ def test_the_small_model_is_measured_without_diffusers(tmp_path: Path) -> None:
     assert "small unet float32 64: ours " in done.stdout
     kept = json.loads((tmp_path / "quick.json").read_text())
     assert len(kept["small"]["series"]["small vae float32 64"]["plain"]) == 2
+
+
+@pytest.mark.slow
+def test_a_large_picture_is_decoded_at_once_and_in_strips(speed: SimpleNamespace, bench: Any) -> None:
+    assert speed.parts.LARGE_SIZE == speed.rows.LARGE_SIZE > speed.parts.QUICK_LARGE_SIZE
+    try:
+        series = {name: ways for found in speed.parts.large(bench, 128) for name, ways in found.items()}
+    except speed.parts.NotHere as reason:
+        pytest.skip(str(reason))
+    assert set(series) == {"large 128", "large MiB 128"}
+    for name, ways in series.items():
+        assert set(ways) == {"plain", "strips"}, name
+        assert all(len(values) == 1 and values[0] > 0 for values in ways.values()), name
 
 
 def test_without_diffusers_it_says_what_to_type(tmp_path: Path) -> None:

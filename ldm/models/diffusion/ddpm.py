@@ -177,9 +177,9 @@ class LatentDiffusion(nn.Module):
         encode = getattr(self.cond_stage_model, "encode", self.cond_stage_model)
         return encode(c)
 
-    def encode_first_stage(self, x: Tensor) -> DiagonalGaussianDistribution:
-        """The posterior over the latent of image (B,3,H,W) in [-1,1]."""
-        return self.first_stage_model.encode(x)
+    def encode_first_stage(self, x: Tensor, **how: bool) -> DiagonalGaussianDistribution:
+        """The posterior over the latent of image (B,3,H,W) in [-1,1]; `how` is the first stage's, as `in_strips`."""
+        return self.first_stage_model.encode(x, **how)
 
     def get_first_stage_encoding(self, encoder_posterior: Union[DiagonalGaussianDistribution, Tensor]) -> Tensor:
         """A scaled latent (B,C,h,w): a draw from a posterior, or a latent given."""
@@ -187,9 +187,10 @@ class LatentDiffusion(nn.Module):
             encoder_posterior = encoder_posterior.sample()
         return self.scale_factor * encoder_posterior
 
-    def decode_first_stage(self, z: Tensor) -> Tensor:
-        """image (B,3,H,W) from a scaled latent (B,C,h,w)."""
-        return self.first_stage_model.decode(z.to(next(self.first_stage_model.parameters()).dtype) / self.scale_factor)
+    def decode_first_stage(self, z: Tensor, **how: bool) -> Tensor:
+        """image (B,3,H,W) from a scaled latent (B,C,h,w); `how` is the first stage's, as `in_strips`."""
+        dtype = next(self.first_stage_model.parameters()).dtype
+        return self.first_stage_model.decode(z.to(dtype) / self.scale_factor, **how)
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Optional[Tensor] = None) -> Tensor:
         """x_start (B,C,h,w) noised to timesteps t (B,) (DDPM eq. 4)."""

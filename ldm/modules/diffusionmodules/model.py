@@ -73,8 +73,13 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (conv(h).flatten(2).transpose(1, 2)[:, None] for conv in (self.q, self.k, self.v))
+        q, k, v = (tokens(conv(h)) for conv in (self.q, self.k, self.v))
         return x + self.proj_out(attend(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape))
+
+
+def tokens(x: Tensor) -> Tensor:
+    """(B,C,H,W) -> (B,1,H*W,C), contiguous: of others torch's fused kernel writes all scores into memory."""
+    return x.flatten(2).transpose(1, 2)[:, None].contiguous()
 
 
 def make_attn(channels: int, attn_type: str, groups: int) -> nn.Module:

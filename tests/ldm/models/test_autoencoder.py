@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import pytest
 import torch
 
 from ldm.errors import ConfigError
+from ldm.models import autoencoder
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 
@@ -69,3 +70,60 @@ def test_draws_follow_the_moments() -> None:
     assert float(draw.mean()) == pytest.approx(3.0, abs=0.02)
     assert float(draw.std()) == pytest.approx(float(torch.tensor(-0.5).exp()), abs=0.02)
     assert float(posterior.nll(posterior.mode())) < float(posterior.nll(draw))
+
+
+@pytest.fixture
+def _everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoencoder, "LARGE_MAP_BYTES", 0)
+
+
+@pytest.fixture
+def in_strips(monkeypatch: pytest.MonkeyPatch) -> List[str]:
+    """The halves that were worked on in strips."""
+    done: List[str] = []
+    for name in ("decode_in_strips", "encode_in_strips"):
+        real = getattr(autoencoder, name)
+        monkeypatch.setattr(autoencoder, name, lambda *args, name=name, real=real: (done.append(name), real(*args))[1])
+    return done
+
+
+def test_a_picture_is_large_by_the_bytes_of_its_largest_map(
+    first_stage: AutoencoderKL, in_strips: List[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autoencoder, "LARGE_MAP_BYTES", 64 * 32 * 32 * 4)  # the decoder's, at the picture's size
+    with torch.no_grad():
+        for side in (16, 17):
+            first_stage.decode(torch.zeros(1, 3, side, side))
+            first_stage.encode(torch.zeros(1, 3, 64, 2 * side))  # twice the places, for half the channels
+    assert in_strips == ["decode_in_strips", "encode_in_strips"]
+
+
+def test_what_is_not_large_is_made_as_ever_to_the_bit(first_stage: AutoencoderKL, in_strips: List[str]) -> None:
+    z = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(first_stage.decode(z), first_stage.decoder(first_stage.post_quant_conv(z)))
+    assert in_strips == []
+
+
+@pytest.mark.usefixtures("_everything_is_large")
+def test_large_pictures_are_the_same_within_rounding(first_stage: AutoencoderKL, in_strips: List[str]) -> None:
+    image = torch.randn(2, 3, 24, 16)
+    with torch.no_grad():
+        moments = first_stage.encode(image)
+        rebuilt = first_stage.decode(moments.mode())
+        assert torch.allclose(moments.mode(), first_stage.quant_conv(first_stage.encoder(image))[:, :3], atol=1e-4)
+        plain = first_stage.decoder(first_stage.post_quant_conv(moments.mode()))
+    assert torch.allclose(rebuilt, plain, atol=1e-4)  # twenty layers in float32
+    assert in_strips == ["encode_in_strips", "decode_in_strips"]
+
+
+@pytest.mark.usefixtures("_everything_is_large")
+def test_what_has_gradients_and_what_the_factor_does_not_divide_are_never_cut(
+    first_stage: AutoencoderKL, in_strips: List[str]
+) -> None:
+    z = torch.randn(1, 3, 4, 4, requires_grad=True)
+    first_stage.decode(z).sum().backward()
+    assert z.grad is not None
+    with torch.no_grad():
+        first_stage.encode(torch.zeros(1, 3, 9, 8))
+    assert in_strips == []
