@@ -130,7 +130,7 @@ def disturbances(kept: Mapping[str, Any]) -> str:
     return (
         f" It is a virtual machine whose host gave more than {DISTURBED:.0%} of its processors' time to others in "
         f"{len(disturbed)} of {len(shares)} rounds, up to {max(disturbed):.0%}; "
-        f"there each sample is the least disturbed of {TRIES}."
+        f"there each sample is the least disturbed of up to {TRIES}."
     )
 
 

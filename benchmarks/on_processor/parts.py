@@ -141,28 +141,36 @@ def alternate(asks: Mapping[str, Ask], rounds: int) -> Dict[str, List[float]]:
     found: Dict[str, List[float]] = {way: [] for way in (*asks, "stolen")}
     for ask in asks.values():
         ask()
+    patience = Patience()
     for number in range(rounds):
         stolen = []
         for way in list(asks)[:: -1 if number % 2 else 1]:
-            answer, share = least_disturbed(asks[way])
+            answer, share = patience.ask(asks[way])
             found[way].append(answer)
             stolen.append(share)
         found["stolen"].append(max(stolen))
     return found
 
 
-def least_disturbed(ask: Ask) -> Tuple[float, float]:
-    """An answer, and the share of the processors' time that the host took meanwhile.
+class Patience:
+    """Asks again where the machine's host disturbed, until that was in vain once: then it disturbs all the time."""
 
-    Up to TRIES times, until that share is small; then the answer that was disturbed least.
-    """
-    tries: List[Tuple[float, float]] = []
-    while len(tries) < TRIES and not (tries and tries[-1][0] <= DISTURBED):
-        with StolenShare() as stolen:
-            answer = ask()
-        tries.append((stolen.share, answer))
-    share, answer = min(tries, key=lambda each: each[0])
-    return answer, share
+    def __init__(self) -> None:
+        self._tries = TRIES
+
+    def ask(self, ask: Ask) -> Tuple[float, float]:
+        """The least disturbed answer, and the share of the processors' time that the host took meanwhile."""
+        tries: List[Tuple[float, float]] = []
+        while len(tries) < self._tries:
+            with StolenShare() as stolen:
+                answer = ask()
+            tries.append((stolen.share, answer))
+            if stolen.share <= DISTURBED:
+                break
+        else:
+            self._tries = 1
+        share, answer = min(tries, key=lambda each: each[0])
+        return answer, share
 
 
 def forwards(bench: Bench, name: str) -> Iterator[Series]:
