@@ -31,7 +31,8 @@ texts.
 {forwards}
 
 *Of the limit*: operations a second, over those of the fastest large product (matrices, a linear layer, a convolution)
-that the same libraries manage on this processor in the same round:
+that the same libraries manage on this processor in the same round. They are counted as those of plain sums; ours saves
+some of them (see [levers](#levers)), so it may come above 100 %.
 
 {limits}
 
