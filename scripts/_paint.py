@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.inference.censor import Censor, Inspected
-from ldm.inference.files import NumberedFiles, make_folder
+from ldm.inference.files import DigestBeside, NumberedFiles, make_folder
 from ldm.inference.images import Pixels, encode_png, make_grid
 from ldm.inference.infotext import describe, format_infotext
 from ldm.inference.pipeline import Pipeline, steps_from
@@ -35,8 +35,11 @@ LABELS = {
 }
 
 
-def paint(order: Order) -> None:
-    """Everything that the order asks for, onto the disk. Nothing is written before the model is loaded."""
+def paint(order: Order, digest: Optional[DigestBeside]) -> None:
+    """Everything that the order asks for, onto the disk. Nothing is written before the model is loaded.
+
+    digest  of the weights, for the pictures' metadata; None leaves it out.
+    """
     options = order.options
     pipeline = load(order)
     outdir = make_folder(Path(options.outdir))
@@ -45,7 +48,7 @@ def paint(order: Order) -> None:
         print(f"reading prompts from {options.from_file}")
     if options.watermark:
         print("Creating invisible watermark encoder (see https://github.com/ShieldMnt/invisible-watermark)...")
-    studio = Studio(order, pipeline, load_stamp() if options.watermark else None)
+    studio = Studio(order, pipeline, digest, load_stamp() if options.watermark else None)
     for_grid: List[Tuple[Pixels, str]] = []
     for pixels, parameters in studio.pictures():
         if not options.skip_save:
@@ -91,8 +94,10 @@ def load(order: Order) -> Pipeline:
 class Studio:
     """Paints the batches of an order one after the other, in the original's order of random draws."""
 
-    def __init__(self, order: Order, pipeline: Pipeline, stamp: Optional[Stamp]) -> None:
-        self.order, self.pipeline = order, pipeline
+    def __init__(
+        self, order: Order, pipeline: Pipeline, digest: Optional[DigestBeside], stamp: Optional[Stamp]
+    ) -> None:
+        self.order, self.pipeline, self.digest = order, pipeline, digest
         self.stamp = stamp or (lambda pixels: pixels)
         self.painted = self.flagged = 0
         template, factor = order.template, order.shape.factor
@@ -185,5 +190,4 @@ class Studio:
         return format_infotext(describe(dataclasses.replace(self.order.template, prompt=prompt), extra))
 
     def _model_hash(self) -> Optional[str]:
-        report = self.pipeline.report
-        return None if report is None or self.order.options.skip_save else model_hash(report.sha256)
+        return None if self.digest is None else model_hash(self.digest.result())

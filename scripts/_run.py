@@ -7,6 +7,7 @@ import sys
 from typing import Callable
 
 from ldm.errors import GenerationError, SdbatchError
+from ldm.inference.files import DigestBeside
 from scripts._options import OptionParser, Order
 
 MORE_ROOM = "paint fewer pictures at a time (--n_samples 1), or smaller ones"
@@ -19,9 +20,11 @@ def run(parser: OptionParser, settle: Callable[[argparse.Namespace], Order]) -> 
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]  # real streams
     try:
         order = settle(options)
+        # Goes into the pictures' metadata. The other core has nothing to do while this one imports torch.
+        digest = None if options.skip_save else DigestBeside(order.files.checkpoint)
         from scripts._paint import paint
 
-        paint(order)
+        paint(order, digest)
     except SdbatchError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return error.exit_code

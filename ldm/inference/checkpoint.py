@@ -6,7 +6,6 @@ tensors becomes the file's own, mapped rather than copied where nothing has to b
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 
 from ldm.errors import ConfigError
 from ldm.inference.contents import StoredTensor, read_contents
-from ldm.inference.files import sha256_of
 from ldm.inference.names import Match, match_names
 from ldm.inference.runtime import without_init
 from ldm.inference.tensors import TensorReader
@@ -47,11 +45,6 @@ class LoadReport:
     parameters: int
     network_parameters: int
     left_aside: int
-
-    @property
-    def sha256(self) -> str:
-        """64 hex digits; the first call reads the whole file, seconds for each 4 GB."""
-        return _sha256_once(self.file)
 
     @property
     def which_weights(self) -> str:
@@ -190,6 +183,3 @@ def _report(file: Path, global_step: int | None, match: Match, model: nn.Module)
         network_parameters=_count(getattr(model, "model", nn.Module())),
         left_aside=match.left_aside,
     )
-
-
-_sha256_once = functools.lru_cache(maxsize=None)(sha256_of)

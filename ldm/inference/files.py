@@ -12,10 +12,11 @@ import errno
 import hashlib
 import os
 import re
+import threading
 import time
 import uuid
 from pathlib import Path
-from typing import BinaryIO, Callable, Container, Iterator, Optional, TypeVar
+from typing import BinaryIO, Callable, Container, Iterator, Optional, TypeVar, Union
 
 from ldm.errors import OutputError
 
@@ -130,9 +131,34 @@ def make_folder(folder: Path) -> Path:
         return folder
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces of 4 MiB into one buffer."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 22))
+class DigestBeside:
+    """The sha256 of a file, seconds for each 4 GB, computed in a thread beside what else there is to do."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._found: Union[str, OSError, None] = None
+        self._thread = threading.Thread(target=self._run, name=f"sha256 of {path.name}", daemon=True)
+        self._thread.start()
+
+    def result(self) -> str:
+        """64 hex digits, as soon as they are there; OSError where the file cannot be read."""
+        self._thread.join()
+        assert self._found is not None
+        if isinstance(self._found, OSError):
+            raise self._found
+        return self._found
+
+    def _run(self) -> None:
+        # Large pieces: between two the thread waits for its turn, which it gets late while modules are imported.
+        try:
+            self._found = sha256_of(self._path, piece=1 << 25)
+        except OSError as error:
+            self._found = error
+
+
+def sha256_of(path: Path, *, piece: int = 1 << 22) -> str:
+    """Hex digest of a file, read in pieces of so many bytes into one buffer."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(piece))
     with path.open("rb", buffering=0) as file:
         while True:
             size = file.readinto(buffer)

@@ -15,6 +15,7 @@ import pytest
 from ldm.errors import OutputError
 from ldm.inference import files
 from ldm.inference.files import (
+    DigestBeside,
     NumberedFiles,
     make_folder,
     sha256_of,
@@ -181,6 +182,19 @@ def test_a_folder_that_refuses_writing_is_found_before_the_work(tmp_path):
 def test_sha256_is_that_of_the_content(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256_of(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_digest_is_computed_beside_other_work(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc" * 10**6)
+    beside = DigestBeside(tmp_path / "x")
+    assert beside.result() == beside.result() == sha256_of(tmp_path / "x")
+
+
+def test_a_digest_of_what_cannot_be_read_says_so_when_it_is_asked_for(tmp_path):
+    beside = DigestBeside(tmp_path / "x")
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            beside.result()
 
 
 def test_sweeping_takes_what_was_begun_and_nothing_else(tmp_path):
