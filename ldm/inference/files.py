@@ -39,6 +39,8 @@ PASSING = (errno.ENOENT, errno.ESTALE)
 TRIES = 4
 TRY_AGAIN_SECONDS = 0.2
 
+LEAST_PRIORITY = 19  # nice(7)
+
 # Without hard links a name is taken by an empty file first: one that is as old has lost its writer.
 PLACEHOLDER_SECONDS = 2.0
 
@@ -132,7 +134,7 @@ def make_folder(folder: Path) -> Path:
 
 
 class DigestBeside:
-    """The sha256 of a file, seconds for each 4 GB, computed in a thread beside what else there is to do."""
+    """The sha256 of a file, seconds for each 4 GB, computed in a thread where no other work needs the processor."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -149,6 +151,8 @@ class DigestBeside:
         return self._found
 
     def _run(self) -> None:
+        with contextlib.suppress(OSError):  # outside of Linux a thread has no priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
         # Large pieces: between two the thread waits for its turn, which it gets late while modules are imported.
         try:
             self._found = sha256_of(self._path, piece=1 << 25)

@@ -190,6 +190,17 @@ def test_a_digest_is_computed_beside_other_work(tmp_path):
     assert beside.result() == beside.result() == sha256_of(tmp_path / "x")
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux has threads with priorities of their own")
+def test_a_digest_beside_leaves_the_processor_to_others(tmp_path, monkeypatch):
+    def own():
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    monkeypatch.setattr(files, "sha256_of", lambda path, piece: str(own()))
+    before = own()
+    assert DigestBeside(tmp_path).result() == "19"
+    assert own() == before
+
+
 def test_a_digest_of_what_cannot_be_read_says_so_when_it_is_asked_for(tmp_path):
     beside = DigestBeside(tmp_path / "x")
     for _ in range(2):
