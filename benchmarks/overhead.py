@@ -185,7 +185,8 @@ def put_to_sleep(model: Any) -> None:
     """
     torch.set_num_threads(1)
     model.model.diffusion_model = SleepingUNet(PER_PICTURE_MS["unet"] / 2)  # with and without the prompt
-    model.first_stage_model.decoder = SleepingDecoder(model.first_stage_model.factor)
+    # The first stage asks its decoder how large the maps will be, so that one stays.
+    model.first_stage_model.decoder.forward = SleepingDecoder(model.first_stage_model.factor).forward
     model.cond_stage_model.transformer = SleepingText(model.cond_stage_model.transformer)
 
 
