@@ -200,7 +200,10 @@ def _starts(found: Found) -> List[Row]:
         Row(
             "the same from `.ckpt`",
             f"within {CKPT_SECONDS_MORE:.0f} s of that",
-            NOT_MEASURED if more is None else f"{_seconds(ckpt)}, {more.text('s')} more",
+            # Without the spread, which is no share of a difference.
+            NOT_MEASURED
+            if more is None
+            else f"{_seconds(ckpt)}: {more.median:.2f} s ({min(more.values):.2f} to {max(more.values):.2f}) more",
             None if more is None else more.median <= CKPT_SECONDS_MORE,
         )
     )

@@ -206,6 +206,7 @@ def test_the_page_holds_ratios_seconds_and_the_share_of_the_limit(speed: SimpleN
     assert "| weights packed once for oneDNN | bfloat16 | 1.00 s | 2.00 s | 2.00x | helps |" in text
     assert "ours in the same rounds 1.00 s: 0.80 x." in text
     assert "; to import torch and no more 1.00 s |" in text
+    assert "(2.50 to 2.60): 0.50 s (0.50 to 0.50) more | yes |" in text
     assert "3.0% (3.0% to 3.0%); written in turn 5.0% (5.0% to 5.0%) | yes |" in text
     assert speed.rows.NOT_MEASURED not in text
     assert speed.rows.missed(series) == []
