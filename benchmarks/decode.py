@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402 - found from any working directory, without installing
 from omegaconf import OmegaConf  # noqa: E402
+from on_processor.talk import memory_mib, peak_mib  # noqa: E402
 
 from ldm.inference.packing import can_pack, pack  # noqa: E402
 from ldm.models import autoencoder  # noqa: E402
@@ -94,13 +95,8 @@ def measure(options: argparse.Namespace) -> Result:
     return {
         "seconds": time.perf_counter() - start,
         "processor_s": time.process_time() - start_cpu,
-        "peak_mib": memory_mib("VmHWM") - before,
+        "peak_mib": peak_mib() - before,
     }
-
-
-def memory_mib(what: str) -> float:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith(f"{what}:"))) / 1024
 
 
 def build(config: Path, dtype: torch.dtype) -> Any:

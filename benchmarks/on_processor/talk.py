@@ -50,9 +50,13 @@ def seconds_of(call: Callable[[], Any], least: float = LEAST_SECONDS) -> float:
 
 def peak_mib() -> float:
     """The most memory that this process has had, pages of mapped files included."""
-    # Not getrusage: that keeps the memory of the process which started this one.
+    return memory_mib("VmHWM")  # not getrusage: that keeps the memory of the process which started this one
+
+
+def memory_mib(what: str) -> float:
+    """A line of this process's memory in /proc (proc(5)), such as VmRSS."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) / 1024
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith(f"{what}:"))) / 1024
 
 
 class StolenShare:
