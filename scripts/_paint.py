@@ -7,6 +7,7 @@ generator, and whatever the samplers draw between. Jobs give each picture its ow
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.inference.censor import Censor, Inspected
-from ldm.inference.files import DigestBeside, NumberedFiles, make_folder
+from ldm.inference.files import NumberedFiles, make_folder
 from ldm.inference.images import Pixels, encode_png, make_grid
 from ldm.inference.infotext import describe, format_infotext
 from ldm.inference.pipeline import Pipeline, steps_from
@@ -35,7 +36,7 @@ LABELS = {
 }
 
 
-def paint(order: Order, digest: Optional[DigestBeside]) -> None:
+def paint(order: Order, digest: Optional[Future[str]]) -> None:
     """Everything that the order asks for, onto the disk. Nothing is written before the model is loaded.
 
     digest  of the weights, for the pictures' metadata; None leaves it out.
@@ -94,9 +95,7 @@ def load(order: Order) -> Pipeline:
 class Studio:
     """Paints the batches of an order one after the other, in the original's order of random draws."""
 
-    def __init__(
-        self, order: Order, pipeline: Pipeline, digest: Optional[DigestBeside], stamp: Optional[Stamp]
-    ) -> None:
+    def __init__(self, order: Order, pipeline: Pipeline, digest: Optional[Future[str]], stamp: Optional[Stamp]) -> None:
         self.order, self.pipeline, self.digest = order, pipeline, digest
         self.stamp = stamp or (lambda pixels: pixels)
         self.painted = self.flagged = 0

@@ -7,7 +7,7 @@ import sys
 from typing import Callable
 
 from ldm.errors import GenerationError, SdbatchError
-from ldm.inference.files import DigestBeside
+from ldm.inference.digests import sha256_beside
 from scripts._options import OptionParser, Order
 
 MORE_ROOM = "paint fewer pictures at a time (--n_samples 1), or smaller ones"
@@ -21,7 +21,7 @@ def run(parser: OptionParser, settle: Callable[[argparse.Namespace], Order]) -> 
     try:
         order = settle(options)
         # Goes into the pictures' metadata. The other core has nothing to do while this one imports torch.
-        digest = None if options.skip_save else DigestBeside(order.files.checkpoint)
+        digest = None if options.skip_save else sha256_beside(order.files.checkpoint)
         from scripts._paint import paint
 
         paint(order, digest)

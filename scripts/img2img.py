@@ -32,7 +32,7 @@ def build_parser() -> OptionParser:
 
 def settle(options: argparse.Namespace) -> Order:
     """Check everything that can be checked without the model."""
-    from ldm.inference.files import sha256_of
+    from ldm.inference.digests import sha256_of
     from ldm.inference.images import read_picture, resize
     from ldm.inference.spec import InitImage
 

@@ -28,7 +28,8 @@ from jobs.records import read_records, read_summary, without_file
 from jobs.rundir import RunDir, RunInfo, shard_files, shard_indices
 from jobs.spec import PlannedImage
 from ldm.errors import RunError
-from ldm.inference.files import naming, sha256_of, write_once
+from ldm.inference.digests import sha256_of
+from ldm.inference.files import naming, write_once
 from ldm.inference.spec import ImageRecord
 
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)

@@ -23,7 +23,8 @@ from jobs.spec import HOW, REHEARSAL, REHEARSAL_SIZE, JobSpec, PlanTotals, templ
 from jobs.submit.sizing import images_per_shard
 from jobs.submit.speed import known_speed
 from ldm.errors import ConfigError, SdbatchError
-from ldm.inference.files import naming, sha256_of
+from ldm.inference.digests import remembered_sha256, sha256_of
+from ldm.inference.files import naming
 from ldm.inference.models import (
     PROJECT_ROOT,
     ModelFiles,
@@ -167,7 +168,7 @@ def find_model(spec: JobSpec) -> RunModel:
         config=str(parts.files.config.absolute()),
         config_sha256=sha256_of(parts.files.config),
         checkpoint=str(checkpoint),
-        checkpoint_sha256=sha256_of(checkpoint),
+        checkpoint_sha256=remembered_sha256(checkpoint),
         checkpoint_bytes=checkpoint.stat().st_size,
         clip=str(parts.tokenizer),
         clip_sha256=combined_sha256([parts.tokenizer / name for name in FILES]),

@@ -15,7 +15,7 @@ from jobs.storage.formats import parameters_text
 from jobs.worker.measuring import Findings, try_sizes
 from jobs.worker.worker import Generate, Loaded, Picture
 from ldm.errors import GenerationError, NoMemoryError, WeightsError
-from ldm.inference.files import sha256_of
+from ldm.inference.digests import sha256_of
 from ldm.inference.spec import GenerationRequest
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from jobs.spec import REHEARSAL
 from jobs.storage.formats import parameters_text
 from jobs.worker.worker import Picture
 from ldm.errors import RequestError
-from ldm.inference.files import sha256_of
+from ldm.inference.digests import sha256_of
 from ldm.inference.spec import GenerationRequest
 
 SECONDS_PER_STEP = 0.001

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
-import threading
 import time
 import uuid
 from pathlib import Path
-from typing import BinaryIO, Callable, Container, Iterator, Optional, TypeVar, Union
+from typing import BinaryIO, Callable, Container, Iterator, Optional, TypeVar
 
 from ldm.errors import OutputError
 
@@ -38,8 +36,6 @@ PART = re.compile(r"\.(.*)\.[0-9a-f]{12}\.part")
 PASSING = (errno.ENOENT, errno.ESTALE)
 TRIES = 4
 TRY_AGAIN_SECONDS = 0.2
-
-LEAST_PRIORITY = 19  # nice(7)
 
 # Without hard links a name is taken by an empty file first: one that is as old has lost its writer.
 PLACEHOLDER_SECONDS = 2.0
@@ -131,44 +127,6 @@ def make_folder(folder: Path) -> Path:
     """Create `folder` and prove that it can be written to, before the long work whose results go there."""
     with naming(folder), _written_beside(folder, "", lambda file: file.write(b"\0")):
         return folder
-
-
-class DigestBeside:
-    """The sha256 of a file, seconds for each 4 GB, computed in a thread where no other work needs the processor."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._found: Union[str, OSError, None] = None
-        self._thread = threading.Thread(target=self._run, name=f"sha256 of {path.name}", daemon=True)
-        self._thread.start()
-
-    def result(self) -> str:
-        """64 hex digits, as soon as they are there; OSError where the file cannot be read."""
-        self._thread.join()
-        assert self._found is not None
-        if isinstance(self._found, OSError):
-            raise self._found
-        return self._found
-
-    def _run(self) -> None:
-        with contextlib.suppress(OSError):  # outside of Linux a thread has no priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
-        # Large pieces: between two the thread waits for its turn, which it gets late while modules are imported.
-        try:
-            self._found = sha256_of(self._path, piece=1 << 25)
-        except OSError as error:
-            self._found = error
-
-
-def sha256_of(path: Path, *, piece: int = 1 << 22) -> str:
-    """Hex digest of a file, read in pieces of so many bytes into one buffer."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(piece))
-    with path.open("rb", buffering=0) as file:
-        while True:
-            size = file.readinto(buffer)
-            if not size:
-                return digest.hexdigest()
-            digest.update(buffer[:size])
 
 
 @contextlib.contextmanager

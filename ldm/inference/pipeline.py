@@ -21,7 +21,7 @@ from torch import Tensor
 from ldm.errors import GenerationError, RequestError
 from ldm.inference.censor import Censor, Inspected
 from ldm.inference.checkpoint import LoadReport, load_model
-from ldm.inference.files import sha256_of
+from ldm.inference.digests import sha256_of
 from ldm.inference.images import Pixels, read_picture, resize, to_pixels, to_tensor
 from ldm.inference.packing import pack, unpack
 from ldm.inference.placing import make_ready, recordings_of

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from ldm.errors import RequestError
-from ldm.inference.files import sha256_of
+from ldm.inference.digests import sha256_of
 from ldm.inference.spec import (
     SIZE_MULTIPLE,
     GenerationRequest,

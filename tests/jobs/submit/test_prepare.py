@@ -15,7 +15,7 @@ from jobs.plan import from_line
 from jobs.spec import JobSpec
 from jobs.submit.prepare import commit, find_model, name_from, prepare_run, versions
 from ldm.errors import ConfigError, OutputError, RequestError, SdbatchError, WeightsError
-from ldm.inference.files import sha256_of
+from ldm.inference.digests import sha256_of
 from ldm.inference.models import PROJECT_ROOT
 from tests.jobs.support import DAY, REHEARSAL, prepare, write_prompts
 

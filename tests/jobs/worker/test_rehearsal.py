@@ -10,7 +10,7 @@ from PIL import Image
 
 from jobs.worker.rehearsal import generate
 from ldm.errors import RequestError
-from ldm.inference.files import sha256_of
+from ldm.inference.digests import sha256_of
 from ldm.inference.images import read_parameters
 from ldm.inference.infotext import parse_infotext
 from ldm.inference.spec import GenerationRequest, InitImage, SamplerConfig

@@ -15,10 +15,8 @@ import pytest
 from ldm.errors import OutputError
 from ldm.inference import files
 from ldm.inference.files import (
-    DigestBeside,
     NumberedFiles,
     make_folder,
-    sha256_of,
     write_atomically,
     write_once,
     write_once_from,
@@ -177,35 +175,6 @@ def test_a_folder_that_refuses_writing_is_found_before_the_work(tmp_path):
         make_folder(Path("/proc/1/outputs"))
     assert make_folder(tmp_path / "new") == tmp_path / "new"
     assert names(tmp_path / "new") == []
-
-
-def test_sha256_is_that_of_the_content(tmp_path):
-    (tmp_path / "x").write_bytes(b"abc")
-    assert sha256_of(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-def test_a_digest_is_computed_beside_other_work(tmp_path):
-    (tmp_path / "x").write_bytes(b"abc" * 10**6)
-    beside = DigestBeside(tmp_path / "x")
-    assert beside.result() == beside.result() == sha256_of(tmp_path / "x")
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux has threads with priorities of their own")
-def test_a_digest_beside_leaves_the_processor_to_others(tmp_path, monkeypatch):
-    def own():
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    monkeypatch.setattr(files, "sha256_of", lambda path, piece: str(own()))
-    before = own()
-    assert DigestBeside(tmp_path).result() == "19"
-    assert own() == before
-
-
-def test_a_digest_of_what_cannot_be_read_says_so_when_it_is_asked_for(tmp_path):
-    beside = DigestBeside(tmp_path / "x")
-    for _ in range(2):
-        with pytest.raises(FileNotFoundError):
-            beside.result()
 
 
 def test_sweeping_takes_what_was_begun_and_nothing_else(tmp_path):

@@ -13,7 +13,7 @@ import torch
 
 from ldm.errors import DeviceError, GenerationError, RequestError, WeightsError
 from ldm.inference.censor import Censor
-from ldm.inference.files import sha256_of
+from ldm.inference.digests import sha256_of
 from ldm.inference.images import encode_png
 from ldm.inference.pipeline import Pipeline, SeededNoise, noise_for, steps_from
 from ldm.inference.runtime import Precision
