@@ -24,18 +24,22 @@ from on_cluster.measure import Measured  # noqa: E402 - found from any folder
 from on_processor import levers, page, parts, rows  # noqa: E402
 from on_processor.parts import Bench, NotHere, Series  # noqa: E402
 from on_processor.talk import ServerError  # noqa: E402
+from on_processor.turns import Patience  # noqa: E402
 
 FOLDER = ROOT / "build" / "benchmarks"
 CONFIG = ROOT / "configs" / "stable-diffusion" / "v1-inference.yaml"
 PEER = ROOT / ".venv-peers" / "bin" / "python"
 ROUNDS, QUICK_ROUNDS = 5, 2
+PATIENCE_MINUTES = 20
 Part = Callable[[], Iterator[Series]]
 PARTS = (*parts.TASKS, "compiled", "whole", "start", "overhead", "large", "accuracy", "small", "levers")
 
 
 def main() -> int:
     options = parse_options()
-    bench = Bench(options.config, options.folder, find_peer(options.peer), QUICK_ROUNDS if options.quick else ROUNDS)
+    rounds = QUICK_ROUNDS if options.quick else ROUNDS
+    patience = Patience(0 if options.quick else 60 * options.patience)
+    bench = Bench(options.config, options.folder, find_peer(options.peer), rounds, patience)
     bench.prepare()
     kept = options.folder / ("quick.json" if options.quick else "found.json")
     failed = measure(bench, options, kept)
@@ -89,6 +93,13 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for 13 GB (build/benchmarks)")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the model's YAML (SD v1)")
     parser.add_argument("--peer", metavar="PYTHON", help="that has diffusers (.venv-peers), or 'none' to leave it out")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=PATIENCE_MINUTES,
+        metavar="MINUTES",
+        help=f"to wait in all while the host of a virtual machine takes its processors away ({PATIENCE_MINUTES})",
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument(
         "--levers",

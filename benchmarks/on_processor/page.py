@@ -10,7 +10,8 @@ from typing import Any, Dict, List, Mapping, Sequence
 from on_cluster.measure import ROOT, Measured, markdown
 
 from on_processor import plot, rows
-from on_processor.parts import DISTURBED, TRIES, Series
+from on_processor.parts import Series
+from on_processor.turns import DISTURBED, TRIES
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOT = ROOT / "docs" / "images" / "speed.svg"

@@ -22,8 +22,9 @@ from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, 
 from on_cluster.measure import ROOT, processor, run
 
 from on_processor import levers
-from on_processor.talk import Server, ServerError, StolenShare, servers
+from on_processor.talk import Server, ServerError, servers
 from on_processor.task import PROMPT, SEED, SIZE, STEPS
+from on_processor.turns import Ask, Patience, alternate
 
 SMALL_CONFIG = ROOT / "configs" / "emoji" / "v1.yaml"
 SMALL_WEIGHTS = ROOT / "models" / "emoji-v1" / "model.safetensors"
@@ -43,13 +44,10 @@ TASKS = {
     "text-bfloat16": (("text",),),
     "text-float32": (("text",),),
 }
-TRIES = 3
-DISTURBED = 0.03  # of the processors' time: an answer that cost the machine as much is asked for again
 SMALL_TASKS = (("unet", SMALL_SIZE), ("vae", SMALL_SIZE), ("text",))
 
 Series = Dict[str, Dict[str, List[float]]]
 Task = Tuple[object, ...]  # a network, and the size of the picture where it depends on it
-Ask = Callable[[], float]
 
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # as Linux names them
@@ -65,12 +63,15 @@ class NotHere(RuntimeError):
 
 @dataclass(frozen=True)
 class Bench:
-    """The model, where its weights lie, the Python that has diffusers (None: left out), how often all is measured."""
+    """The model, where its weights lie, the Python that has diffusers (None: left out), how often all is measured, and
+    for how long in all it may wait for a quiet machine.
+    """
 
     config: Path
     folder: Path
     peer: Optional[Path]
     rounds: int
+    patience: Patience
 
     @property
     def model(self) -> Path:
@@ -133,46 +134,6 @@ def about(bench: Bench) -> List[str]:
     return [word for word in (*ours, *theirs) if word]
 
 
-def alternate(asks: Mapping[str, Ask], rounds: int) -> Dict[str, List[float]]:
-    """The answers of each way, all ways once a round, every second round from the last to the first; one to warm up.
-
-    `stolen` beside them: the largest share of the processors' time, of a round, that the machine's host gave to others.
-    """
-    found: Dict[str, List[float]] = {way: [] for way in (*asks, "stolen")}
-    for ask in asks.values():
-        ask()
-    patience = Patience()
-    for number in range(rounds):
-        stolen = []
-        for way in list(asks)[:: -1 if number % 2 else 1]:
-            answer, share = patience.ask(asks[way])
-            found[way].append(answer)
-            stolen.append(share)
-        found["stolen"].append(max(stolen))
-    return found
-
-
-class Patience:
-    """Asks again where the machine's host disturbed, until that was in vain once: then it disturbs all the time."""
-
-    def __init__(self) -> None:
-        self._tries = TRIES
-
-    def ask(self, ask: Ask) -> Tuple[float, float]:
-        """The least disturbed answer, and the share of the processors' time that the host took meanwhile."""
-        tries: List[Tuple[float, float]] = []
-        while len(tries) < self._tries:
-            with StolenShare() as stolen:
-                answer = ask()
-            tries.append((stolen.share, answer))
-            if stolen.share <= DISTURBED:
-                break
-        else:
-            self._tries = 1
-        share, answer = min(tries, key=lambda each: each[0])
-        return answer, share
-
-
 def forwards(bench: Bench, name: str) -> Iterator[Series]:
     """A network alone at each size, our way, our plain way and diffusers', and what the processor can do, in turns."""
     dtype = name.split("-")[1]
@@ -186,7 +147,7 @@ def forwards(bench: Bench, name: str) -> Iterator[Series]:
         for task in TASKS[name]:
             asks = {way: _timer(server, task) for way, server in started.items()}
             limit: Dict[str, Ask] = {"limit": lambda: float(started["ours"].ask("limit"))}  # GFLOP/s
-            yield {_name(task, dtype): alternate({**limit, **asks}, bench.rounds)}
+            yield {_name(task, dtype): alternate({**limit, **asks}, bench.rounds, bench.patience)}
 
 
 def compiled(bench: Bench) -> Iterator[Series]:
@@ -196,7 +157,7 @@ def compiled(bench: Bench) -> Iterator[Series]:
         raise NotHere("diffusers is not here")
     with servers(starts) as started:
         asks = {way: _timer(server, ("unet", 256)) for way, server in started.items()}
-        yield {"compiled unet bfloat16 256": alternate(asks, bench.rounds)}
+        yield {"compiled unet bfloat16 256": alternate(asks, bench.rounds, bench.patience)}
 
 
 def small(bench: Bench, dtypes: Sequence[str] = tuple(PRECISIONS)) -> Iterator[Series]:
@@ -206,7 +167,7 @@ def small(bench: Bench, dtypes: Sequence[str] = tuple(PRECISIONS)) -> Iterator[S
         with servers(starts) as started:
             for task in SMALL_TASKS:
                 asks = {way: _timer(server, task) for way, server in started.items()}
-                yield {f"small {_name(task, dtype)}": alternate(asks, bench.rounds)}
+                yield {f"small {_name(task, dtype)}": alternate(asks, bench.rounds, bench.patience)}
 
 
 def moved(bench: Bench, name: str) -> Iterator[Series]:
@@ -215,7 +176,7 @@ def moved(bench: Bench, name: str) -> Iterator[Series]:
         starts = {"ours": partial(bench.ours, dtype), "moved": partial(bench.ours, dtype, [name])}
         with servers(starts) as started:
             asks = {way: _timer(server, ("unet", SIZE)) for way, server in started.items()}
-            yield {f"lever {name} {dtype}": alternate(asks, bench.rounds)}
+            yield {f"lever {name} {dtype}": alternate(asks, bench.rounds, bench.patience)}
 
 
 def whole(bench: Bench) -> Iterator[Series]:
@@ -233,7 +194,7 @@ def whole(bench: Bench) -> Iterator[Series]:
         peaks[way].append(cost.peak_mib)
         return cost.seconds
 
-    seconds = alternate({way: partial(ask, way) for way in commands}, bench.rounds)
+    seconds = alternate({way: partial(ask, way) for way in commands}, bench.rounds, bench.patience)
     yield {"whole": seconds, "whole MiB": {way: values[1:] for way, values in peaks.items()}}
 
 
@@ -260,7 +221,7 @@ def start(bench: Bench) -> Iterator[Series]:
         peaks[way].append(float(said.split()[-1]))
         return seconds
 
-    seconds = alternate({way: partial(ask, way) for way in commands}, bench.rounds)
+    seconds = alternate({way: partial(ask, way) for way in commands}, bench.rounds, bench.patience)
     yield {"start": seconds, "start MiB": {way: values[1:] for way, values in peaks.items()}}
 
 

@@ -59,24 +59,6 @@ def memory_mib(what: str) -> float:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith(f"{what}:"))) / 1024
 
 
-class StolenShare:
-    """`share`: what part of the processors' time the host of a virtual machine gave to others within the block."""
-
-    def __enter__(self) -> StolenShare:
-        self._stolen, self._started = stolen_seconds(), time.perf_counter()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        passed = (time.perf_counter() - self._started) * (os.cpu_count() or 1)
-        self.share = (stolen_seconds() - self._stolen) / passed
-
-
-def stolen_seconds() -> float:
-    """Processor seconds since the start of the machine that its host gave to others; none on a machine of its own."""
-    ticks = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
-    return int(ticks[8]) / os.sysconf("SC_CLK_TCK")
-
-
 class Server:
     """A running server. `ask` waits for the answer."""
 

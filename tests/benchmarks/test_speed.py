@@ -30,16 +30,16 @@ def speed() -> Iterator[SimpleNamespace]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         from on_cluster import measure
-        from on_processor import levers, page, parts, plot, rows, talk, weights
+        from on_processor import levers, page, parts, plot, rows, talk, turns, weights
 
-        modules = (levers, measure, page, parts, plot, rows, talk, weights)
+        modules = (levers, measure, page, parts, plot, rows, talk, turns, weights)
         yield SimpleNamespace(**{module.__name__.split(".")[1]: module for module in modules})
 
 
 @pytest.fixture(scope="module")
 def bench(speed: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A bench of the tiny model with its files, without diffusers."""
-    found = speed.parts.Bench(TINY, tmp_path_factory.mktemp("bench"), None, 1)
+    found = speed.parts.Bench(TINY, tmp_path_factory.mktemp("bench"), None, 1, speed.turns.Patience(0))
     found.prepare()
     return found
 
@@ -86,26 +86,48 @@ def test_a_short_call_is_repeated_within_a_sample(speed: SimpleNamespace) -> Non
 
 
 def test_ways_take_turns_and_none_is_always_the_first(speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed.parts, "StolenShare", lambda: made_up_share(0.0))
+    monkeypatch.setattr(speed.turns, "StolenShare", lambda: made_up_share(0.0))
     asked: List[str] = []
 
     def ask(way: str) -> Callable[[], float]:
         return lambda: asked.append(way) or float(len(asked))  # type: ignore[func-returns-value]
 
-    found = speed.parts.alternate({way: ask(way) for way in "ab"}, rounds=3)
+    found = speed.turns.alternate({way: ask(way) for way in "ab"}, 3, speed.turns.Patience(0))
     assert "".join(asked) == "ab" + "ab" + "ba" + "ab"
     assert found == {"a": [3, 6, 7], "b": [4, 5, 8], "stolen": [0.0, 0.0, 0.0]}, "the first round warms up"
 
 
+@pytest.mark.parametrize(
+    ("patience", "shares", "found"),
+    [
+        (100, [0.01], (1, 0.01)),
+        (100, [0.4, 0.01], (2, 0.01)),
+        (100, [0.5, 0.2, 0.3, 0.4, 0.3], (2, 0.2)),  # it gives up at some time
+        (0, [0.4], (1, 0.4)),
+    ],
+)
 def test_a_sample_that_the_host_disturbed_is_taken_again_and_the_best_kept(
+    speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, patience: float, shares: List[float], found: Any
+) -> None:
+    left = iter(shares)
+    monkeypatch.setattr(speed.turns, "StolenShare", lambda: made_up_share(next(left)))
+    monkeypatch.setattr(speed.turns, "is_quiet", lambda: True)
+    answers = iter(range(1, 10))
+    assert speed.turns.Patience(patience).ask(lambda: next(answers)) == found
+    assert not list(left)
+
+
+def test_it_waits_for_a_quiet_machine_as_long_as_it_has_patience(
     speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shares = iter([0.4, 0.01, 0.5, 0.2, 0.3, 0.4, 0.1])
-    monkeypatch.setattr(speed.parts, "StolenShare", lambda: made_up_share(next(shares)))
-    answers = iter([4.0, 1.0, 5.0, 2.0, 3.0, 4.0, 1.0])
-    patience = speed.parts.Patience()
-    found = [patience.ask(lambda: next(answers)) for _ in range(4)]
-    assert found == [(1.0, 0.01), (2.0, 0.2), (4.0, 0.4), (1.0, 0.1)], "it asks once where the host never stops"
+    clock, answers, quiet = [0.0], iter([1.0, 2.0, 3.0]), iter([False, False, True, False, False])
+    monkeypatch.setattr(speed.turns, "StolenShare", lambda: made_up_share(0.4))
+    monkeypatch.setattr(speed.turns, "is_quiet", lambda: next(quiet))
+    rest = SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda seconds: clock.append(clock.pop() + seconds))
+    monkeypatch.setattr(speed.turns, "time", rest)
+    speed.turns.Patience(4 * speed.turns.REST_SECONDS).ask(lambda: next(answers))
+    assert next(answers) == 3.0, "asked twice: at once, and when it was quiet"
+    assert not list(quiet)
 
 
 @contextlib.contextmanager
@@ -114,10 +136,11 @@ def made_up_share(share: float) -> Iterator[SimpleNamespace]:
 
 
 def test_the_share_of_the_host_is_read_from_the_kernel(speed: SimpleNamespace) -> None:
-    with speed.talk.StolenShare() as stolen:
+    with speed.turns.StolenShare() as stolen:
         sum(range(10**6))
     assert 0 <= stolen.share < 1.5, "ticks are of ten milliseconds, so a short block may round up"
-    assert speed.talk.stolen_seconds() >= 0
+    assert speed.turns.stolen_seconds() >= 0
+    assert speed.turns.is_quiet() in (True, False)
 
 
 def test_the_page_says_what_the_host_took(speed: SimpleNamespace) -> None:
