@@ -104,7 +104,7 @@ def build(config: Path, dtype: torch.dtype) -> Any:
     first_stage = instantiate_from_config(OmegaConf.load(config).model.params.first_stage_config)
     first_stage = first_stage.eval().requires_grad_(False).to(dtype)
     if can_pack(dtype):
-        pack(first_stage)
+        pack(first_stage, dtype)
     return first_stage
 
 

@@ -54,10 +54,13 @@ def channels_last(pipeline: Any) -> None:
 
 def unfused_doubling(_pipeline: Any) -> None:
     """Maps doubled first and then convolved whole, with packed weights."""
-    from ldm.inference.packing import PackedDoublingConv2d
+    from ldm.inference.packing import PackedConv2d, PackedDoublingConv2d
     from ldm.modules.diffusionmodules.doubling import repeated
 
-    replace(PackedDoublingConv2d, "forward", lambda self, x, size=None: self._whole(repeated(x, size)))
+    def whole(self: Any, x: Any, size: Any = None) -> Any:
+        return PackedConv2d.forward(self, repeated(x, size))
+
+    replace(PackedDoublingConv2d, "forward", whole)
 
 
 def convolved_narrow(_pipeline: Any) -> None:

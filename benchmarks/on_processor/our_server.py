@@ -115,7 +115,7 @@ def products(dtype: Any) -> Any:
     layers = nn.Sequential(nn.Linear(wide, deep), nn.Conv2d(channels, channels, 3))
     layers.to(dtype).requires_grad_(False)
     if can_pack(dtype):
-        pack(layers)
+        pack(layers, dtype)
     words = torch.randn(rows, wide).to(dtype)
     picture = torch.randn(2, channels, place, place).to(dtype).contiguous(memory_format=torch.channels_last)
     return [

@@ -10,7 +10,7 @@ import inspect
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 import torch
 import yaml
@@ -28,6 +28,8 @@ from ldm.inference.weightfile import UseEma
 from ldm.util import get_obj_from_str, instantiate_from_config
 
 log = logging.getLogger(__name__)
+
+Leave = Callable[[nn.Module], bool]
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def load_model(
     use_ema: str = "auto",
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
+    leave: Leave | None = None,
 ) -> tuple[nn.Module, LoadReport]:
     """The model of a v1-style YAML with the weights of a `.ckpt` or `.safetensors`, in eval mode, without gradients.
 
@@ -74,6 +77,8 @@ def load_model(
     dtype    of the parameters; None keeps what the model is built with, float32. Tables such as the noise schedule
              keep theirs.
     device   where each tensor goes as it is read; None leaves them on the CPU.
+    leave    says of a layer that its `weight` is to stay the file's own, of whatever dtype, where the file is mapped:
+             for who converts it when it is first used.
 
     Raises ConfigError for a YAML that does not describe a model, WeightsError for a file that is no checkpoint or does
     not fit it. Weights mapped from a local file must not be written over while the model lives.
@@ -86,7 +91,7 @@ def load_model(
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     match = match_names(wanted, contents, use_ema=wish, config=str(config_path))
     with TensorReader(contents) as reader:
-        fill(model, match.tensors, reader, dtype=dtype, device=device)
+        fill(model, match.tensors, reader, dtype=dtype, device=device, leave=leave)
     model.eval().requires_grad_(False)
     report = _report(checkpoint, contents.global_step, match, model)
     log.info("%s", report)
@@ -131,6 +136,7 @@ def fill(
     *,
     dtype: torch.dtype | None,
     device: torch.device | None,
+    leave: Leave | None = None,
 ) -> None:
     """Make each named tensor of the model the stored one, and move what is not named to the device."""
     owners = {
@@ -143,10 +149,9 @@ def fill(
         module, name = owners[full_name]
         own = module._parameters.get(name)
         to = module._buffers[name].dtype if own is None else dtype or own.dtype
-        tensor = reader.read(stored)
-        value = sender.send(tensor, to)
-        if value is not tensor:
-            reader.release(stored)
+        value = reader.read(stored)
+        if name != "weight" or leave is None or not leave(module) or not reader.is_view(stored):
+            value = sender.send(value, to)
         if own is None:
             module._buffers[name] = value
         else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any, Dict, NamedTuple, Optional, Protocol, Sequence, Type
+from typing import Any, Dict, NamedTuple, Optional, Protocol, Sequence, Type, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,76 +78,87 @@ freed = Freed()
 
 
 class Packed(nn.Module):
-    """A layer with packed weights."""
+    """A layer whose weight is packed when it is first used; until then it is what the layer was given, unconverted."""
+
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
+        """Takes the weight of `layer` away, to compute with it in `dtype`."""
+        super().__init__()
+        self.bias = layer.bias
+        self._dtype = dtype
+        self._given: Optional[Tensor] = layer.weight.detach()  # None once it is packed
+        self._layers = [layer]  # in a list, which hides it from nn.Module
+        layer.weight = None  # what it is without parameters
+
+    def plain_weight(self) -> Tensor:
+        """The weight in the dtype that it is computed with, bit for bit."""
+        if self._given is None:
+            return self._packed_weight()
+        self._given = self._given.to(self._dtype)
+        return self._given
 
     def unpacked(self) -> nn.Module:
-        """The layer that this was made of, bit for bit."""
-        raise TypeError(f"{type(self).__name__} does not say what it was made of")
+        """The layer that this was made of."""
+        (layer,) = self._layers
+        layer.weight = nn.Parameter(self.plain_weight(), requires_grad=False)
+        return cast(nn.Module, layer)
+
+    def _packed_weight(self) -> Tensor:
+        raise NotImplementedError
 
 
 class PackedLinear(Packed):
     """nn.Linear: x (...,in) -> x W^T + b (...,out)."""
 
-    def __init__(self, layer: nn.Linear) -> None:
-        """Takes the weights of `layer` away."""
-        super().__init__()
-        self.bias = layer.bias
-        self._weight = linear_weight(layer.weight.detach())
-        self._layers = [layer]  # in a list, which hides it from nn.Module
-        layer.weight = None  # type: ignore[assignment]  # what it is without parameters
-        freed.add(self._weight)
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__(layer, dtype)
+        self._weight: Optional[Tensor] = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._weight is None:
+            self._weight = linear_weight(self.plain_weight())
+            self._given = None
+            freed.add(self._weight)
         return linear(x, self._weight, self.bias)
 
-    def unpacked(self) -> nn.Linear:
-        (layer,) = self._layers
-        layer.weight = nn.Parameter(self._weight.to_dense(), requires_grad=False)
-        return layer
+    def _packed_weight(self) -> Tensor:
+        assert self._weight is not None
+        plain: Tensor = self._weight.to_dense()
+        return plain
 
 
 class PackedConv2d(Packed):
     """nn.Conv2d: (B,C,h,w) -> (B,C',h',w'), channels last. Its weights suit one size of map, the last that it saw."""
 
-    def __init__(self, layer: nn.Conv2d) -> None:
-        """Takes the weights of `layer` away; they are packed when the first input says for what size."""
-        super().__init__()
-        self.bias = layer.bias
-        self._place = Place(layer.weight.shape, layer.padding, layer.stride, layer.dilation, layer.groups)
-        self._way: Way = Unpacked(layer.weight.detach())
+    def __init__(self, layer: nn.Conv2d, dtype: torch.dtype) -> None:
+        shape = layer.weight.shape
+        super().__init__(layer, dtype)
+        self._place = Place(shape, layer.padding, layer.stride, layer.dilation, layer.groups)
+        self._way: Optional[Way] = None
         self._suits: Optional[torch.Size] = None
-        self._layers = [layer]
-        layer.weight = None  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2:] != self._suits:
-            self._pack_for(x.shape[2:])
+        if self._way is None or x.shape[2:] != self._suits:
+            self._way = self._way_for(x.shape[2:])
+            self._suits, self._given = x.shape[2:], None
         return self._way(x, self.bias)
 
-    def unpacked(self) -> nn.Conv2d:
-        (layer,) = self._layers
-        layer.weight = nn.Parameter(self.plain_weight(), requires_grad=False)
-        return layer
-
-    def plain_weight(self) -> Tensor:
-        """The weight (C',C,kh,kw) as the layer had it."""
-        return self._way.plain_weight()
-
-    def is_filtered(self, size: Sequence[int], dtype: torch.dtype) -> bool:
+    def is_filtered(self, size: Sequence[int]) -> bool:
         """Whether maps of that size (h,w) are convolved by minimal filtering."""
-        return bool(self._place.tile(size, dtype))
+        return bool(self._place.tile(size, self._dtype))
 
-    def _pack_for(self, size: torch.Size) -> None:
+    def _way_for(self, size: torch.Size) -> Way:
         weight = self.plain_weight()
-        tile = self._place.tile(size, weight.dtype)
-        if tile:
-            self._way = Filtered(weight, tile)
-        elif self._place.is_product(size):
-            self._way = Product(weight, self._place)
-        else:
-            self._way = Blocks(weight, self._place, size)
-        self._suits = size
         freed.add(weight)
+        tile = self._place.tile(size, self._dtype)
+        if tile:
+            return Filtered(weight, tile)
+        if self._place.is_product(size):
+            return Product(weight, self._place)
+        return Blocks(weight, self._place, size)
+
+    def _packed_weight(self) -> Tensor:
+        assert self._way is not None
+        return self._way.plain_weight()
 
 
 class Place(NamedTuple):
@@ -184,19 +195,6 @@ class Way(Protocol):
 
     def plain_weight(self) -> Tensor:
         """The weight (C',C,kh,kw), bit for bit."""
-
-
-class Unpacked:
-    """Weights that no map has been seen for."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight
-
-    def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
-        raise AssertionError("weights are packed before they are used")
-
-    def plain_weight(self) -> Tensor:
-        return self._weight
 
 
 class Blocks:
@@ -255,36 +253,30 @@ def windows(x: Tensor, kernel: Sequence[int], padding: Sequence[int], stride: Se
     return x.unfold(1, kernel[0], stride[0]).unfold(2, kernel[1], stride[1]).permute(0, 1, 2, 4, 5, 3)
 
 
-class PackedDoublingConv2d(Packed):
+class PackedDoublingConv2d(PackedConv2d):
     """DoublingConv2d of 3x3: (B,C,h,w) -> (B,C',2h,2w), channels last, in less than half of the products."""
 
-    def __init__(self, layer: DoublingConv2d) -> None:
-        """Takes the weights of `layer` away."""
-        super().__init__()
-        self._whole = PackedConv2d(layer)
+    def __init__(self, layer: DoublingConv2d, dtype: torch.dtype) -> None:
+        super().__init__(layer, dtype)
         self._phases: Optional[PackedConv2d] = None
 
     def forward(self, x: Tensor, size: Optional[Sequence[int]] = None) -> Tensor:
         doubled = [2 * side for side in x.shape[2:]]
         odd = size is not None and list(size) != doubled
-        if odd or x.shape[3] <= NARROW or self._whole.is_filtered(doubled, x.dtype):
-            convolved: Tensor = self._whole(repeated(x, size))
-            return convolved
+        if odd or x.shape[3] <= NARROW or self.is_filtered(doubled):
+            return super().forward(repeated(x, size))
         if self._phases is None:
             self._phases = self._of_phases()
         return interleaved(self._phases(x))
 
-    def unpacked(self) -> nn.Conv2d:
-        return self._whole.unpacked()
-
     def _of_phases(self) -> PackedConv2d:
-        weight, bias = phase_weights(self._whole.plain_weight()), self._whole.bias
+        weight = phase_weights(self.plain_weight())
         with without_init():
-            layer = nn.Conv2d(weight.shape[1], weight.shape[0], 2, padding=1, bias=bias is not None)
+            layer = nn.Conv2d(weight.shape[1], weight.shape[0], 2, padding=1, bias=self.bias is not None)
         layer.weight = nn.Parameter(weight, requires_grad=False)
-        if bias is not None:
-            layer.bias = nn.Parameter(bias.repeat(4), requires_grad=False)
-        return PackedConv2d(layer)
+        if self.bias is not None:
+            layer.bias = nn.Parameter(self.bias.repeat(4), requires_grad=False)
+        return PackedConv2d(layer, self._dtype)
 
 
 KINDS: Dict[Type[nn.Module], Any] = {
@@ -294,27 +286,28 @@ KINDS: Dict[Type[nn.Module], Any] = {
 }
 
 
-def pack(model: nn.Module) -> int:
-    """Replace the linear and convolution layers of a model that is not trained by packed ones; how many."""
-    return _replace(model, lambda layer: KINDS[type(layer)](layer) if is_packable(layer) else None)
+def pack(model: nn.Module, dtype: torch.dtype) -> int:
+    """Replace the linear and convolution layers of a model that is not trained by packed ones of that dtype; how many.
+
+    Their weights may still be of another; everything else in the model is of that dtype.
+    """
+    return _replace(model, lambda layer: KINDS[type(layer)](layer, dtype) if can_be_packed(layer, dtype) else None)
 
 
 def unpack(model: nn.Module) -> int:
-    """Put the plain layers back, bit for bit as they were; how many."""
+    """Put the plain layers back, bit for bit as they were computed with; how many."""
     return _replace(model, lambda layer: layer.unpacked() if isinstance(layer, Packed) else None)
 
 
-def is_packable(layer: nn.Module) -> bool:
-    """Whether a layer computes on the CPU what its packed kind does. Subclasses may compute something else."""
-    if type(layer) not in KINDS or (isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros"):
+def can_be_packed(layer: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a layer computes in that dtype what its packed kind does. Subclasses may compute something else."""
+    if dtype not in DTYPES or type(layer) not in KINDS:
         return False
+    if isinstance(layer, nn.Linear):
+        return dtype is not torch.float32 or layer.weight.numel() > LEAST_WEIGHTS_IN_FLOAT32
     if isinstance(layer, DoublingConv2d) and _geometry(layer) != _geometry(DoublingConv2d(1, 1, 3, padding=1)):
         return False
-    weight = layer.weight
-    if not isinstance(weight, Tensor) or weight.device.type != "cpu" or weight.dtype not in DTYPES:
-        return False
-    may_be_small = not isinstance(layer, nn.Linear) or weight.dtype is not torch.float32
-    return may_be_small or weight.numel() > LEAST_WEIGHTS_IN_FLOAT32
+    return isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros"
 
 
 @functools.lru_cache(maxsize=None)
@@ -342,7 +335,7 @@ def _works(kind: Any, sizes: Dict[str, int], shape: Sequence[int], dtype: torch.
         setattr(layer, name, nn.Parameter(_waves(parameter.shape, dtype), requires_grad=False))
     x, weight = _waves(shape, dtype), layer.weight.clone()
     expected = layer(x)
-    packed = KINDS[kind](layer)
+    packed = KINDS[kind](layer, dtype)
     eps = torch.finfo(dtype).eps * 8
     return torch.allclose(packed(x), expected, rtol=eps, atol=eps) and torch.equal(packed.unpacked().weight, weight)
 

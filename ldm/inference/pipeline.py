@@ -24,7 +24,7 @@ from ldm.inference.checkpoint import LoadReport, load_model
 from ldm.inference.digests import sha256_of
 from ldm.inference.images import Pixels, read_picture, resize, to_pixels, to_tensor
 from ldm.inference.packing import pack, unpack
-from ldm.inference.placing import make_ready, recordings_of
+from ldm.inference.placing import left_to_packing, make_ready, recordings_of
 from ldm.inference.room import Rooms, shared_out
 from ldm.inference.runtime import (
     Precision,
@@ -136,7 +136,10 @@ class Pipeline:
         place = pick_device(device)
         arithmetic = choose_arithmetic(place, precision)
         log.info("%s: %s", describe_device(place), arithmetic)
-        model, report = load_model(config, checkpoint, use_ema=use_ema, dtype=arithmetic.dtype, device=place)
+        leave = left_to_packing(place, arithmetic.dtype)
+        model, report = load_model(
+            config, checkpoint, use_ema=use_ema, dtype=arithmetic.dtype, device=place, leave=leave
+        )
         make_ready(model, arithmetic)
         text_encoder = model.cond_stage_model
         if isinstance(text_encoder, FrozenCLIPEmbedder):
@@ -236,6 +239,7 @@ class Pipeline:
 
         For a picture that overflowed in half precision: it costs memory and time, and is rarely needed.
         """
+        dtype = self.model.dtype
         packed = unpack(self.model)
         before = [(parameter, parameter.dtype) for parameter in self.model.parameters()]
         try:
@@ -244,10 +248,10 @@ class Pipeline:
             self._forget()
             yield
         finally:
-            for parameter, dtype in before:
-                parameter.data = parameter.data.to(dtype)
+            for parameter, had in before:
+                parameter.data = parameter.data.to(had)
             if packed:
-                pack(self.model)
+                pack(self.model, dtype)
             self._forget()
 
     def spare_memory(self) -> None:

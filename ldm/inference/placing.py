@@ -7,11 +7,19 @@ from typing import Any, Optional
 import torch
 
 from ldm.inference import trial
-from ldm.inference.packing import can_pack, pack
+from ldm.inference.checkpoint import Leave
+from ldm.inference.packing import can_be_packed, can_pack, pack
 from ldm.inference.replay import Graphs, Replayed
 from ldm.inference.room import Memory
 from ldm.inference.runtime import Arithmetic, graphs_of, memory_of, settle_card
 from ldm.modules import attention
+
+
+def left_to_packing(device: torch.device, dtype: torch.dtype) -> Optional[Leave]:
+    """The layers whose weights `make_ready` will take as the file has them; None where it takes none."""
+    if memory_of(device) is not None or not can_pack(dtype):
+        return None
+    return lambda layer: can_be_packed(layer, dtype)
 
 
 def make_ready(model: Any, arithmetic: Arithmetic) -> None:
@@ -21,7 +29,7 @@ def make_ready(model: Any, arithmetic: Arithmetic) -> None:
         make_ready_on_card(model, arithmetic, memory, graphs)
         return
     if can_pack(arithmetic.dtype):
-        pack(model)
+        pack(model, arithmetic.dtype)
 
 
 def make_ready_on_card(model: Any, arithmetic: Arithmetic, memory: Memory, graphs: Graphs) -> None:

@@ -1,8 +1,9 @@
 """Read stored tensors into memory, each when it is asked for.
 
-On a local disk a tensor is a view of the mapped file: it costs no memory until its pages are touched, and then only
-page cache that all processes of the machine share. On a network file system (Lustre, NFS) touching pages one by one is
-slow, and a file that another client rewrites kills the process, so there each tensor is read whole into its own memory.
+On a local disk a tensor is a view of the mapped file: it costs no memory until its pages are touched, then only page
+cache that all processes of the machine share, and none again when it is gone. On a network file system (Lustre, NFS)
+touching pages one by one is slow, and a file that another client rewrites kills the process, so there each tensor is
+read whole into its own memory.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import weakref
 from io import FileIO
 from pathlib import Path
+from typing import Iterable
 
 import numpy as np
 import torch
@@ -41,6 +44,7 @@ class TensorReader:
         if mapped is None:
             mapped = not is_on_network(contents.path, MOUNTS)
         self._map = _map(self._file) if mapped else None
+        self._shared = _that_share(contents.tensors.values()) if mapped else frozenset()
 
     def __enter__(self) -> TensorReader:
         return self
@@ -53,20 +57,18 @@ class TensorReader:
         dtype = getattr(torch, stored.dtype)
         if not stored.span:
             return torch.empty(stored.shape, dtype=dtype)
-        if self._map is not None and stored.offset % dtype_bytes(dtype) == 0:
-            flat = torch.frombuffer(self._map, dtype=dtype, count=stored.span, offset=stored.offset)
+        if self._map is not None and self.is_view(stored):
+            view = memoryview(self._map)[stored.offset : stored.offset + stored.nbytes]
+            if stored not in self._shared:
+                weakref.finalize(view, _give_back, self._map, stored).atexit = False
+            flat = torch.frombuffer(view, dtype=dtype)
         else:
             flat = torch.frombuffer(self._read_bytes(stored), dtype=dtype)
         return flat.as_strided(stored.shape, stored.stride)
 
-    def release(self, stored: StoredTensor) -> None:
-        """Give the pages of a tensor that is needed no more back to the system; the file keeps them."""
-        if self._map is None:
-            return
-        begin = -(-stored.offset // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (stored.offset + stored.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if end > begin:
-            self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+    def is_view(self, stored: StoredTensor) -> bool:
+        """Whether the tensor is a view of the mapped file."""
+        return self._map is not None and stored.offset % dtype_bytes(getattr(torch, stored.dtype)) == 0
 
     def _read_bytes(self, stored: StoredTensor) -> np.ndarray:
         memory = np.empty(stored.nbytes, dtype=np.uint8)
@@ -87,6 +89,26 @@ def _map(file: FileIO) -> mmap.mmap | None:
     except OSError as error:  # some file systems cannot map, and a limit on address space may forbid it
         log.info("%s cannot be mapped (%s): it is read instead", file.name, error)
         return None
+
+
+def _give_back(mapped: mmap.mmap, stored: StoredTensor) -> None:
+    """Take the pages of a tensor that is gone out of this process; the file keeps them."""
+    begin = -(-stored.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (stored.offset + stored.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > begin:
+        mapped.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+
+def _that_share(tensors: Iterable[StoredTensor]) -> frozenset[StoredTensor]:
+    """Those that lie in each other's bytes: what was written to one must not go with the pages of another."""
+    shared = set()
+    last = None
+    for stored in sorted(tensors, key=lambda each: each.offset):
+        if last is not None and stored.offset < last.offset + last.nbytes:
+            shared |= {last, stored}
+        if last is None or stored.offset + stored.nbytes > last.offset + last.nbytes:
+            last = stored
+    return frozenset(shared)
 
 
 def dtype_bytes(dtype: torch.dtype) -> int:

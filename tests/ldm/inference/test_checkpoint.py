@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from ldm.errors import ConfigError, WeightsError
+from ldm.inference import tensors
 from ldm.inference.checkpoint import load_model, read_model_config, read_state_dict
 from ldm.inference.names import SCHEDULE, ema_name
 from tests.tiny import CONFIG, random_model
@@ -82,6 +84,20 @@ def test_weights_get_the_asked_precision_whatever_the_file_has_and_tables_stay_e
     model, report = load_model(CONFIG, save(state, tmp_path / "model.ckpt"), dtype=asked, device=torch.device("cpu"))
     assert_same(model, original, dtype=asked or torch.float32, rounded_to=stored)
     assert report.schedule_from_file is (stored is torch.float64)
+
+
+@pytest.mark.parametrize("on_network", [False, True])
+def test_weights_that_are_to_be_left_stay_as_the_file_has_them_where_it_is_mapped(
+    tmp_path, original, monkeypatch, on_network
+):
+    monkeypatch.setattr(tensors, "is_on_network", lambda path, mounts: on_network)
+    state = {name: tensor.half() for name, tensor in original.state_dict().items()}
+    path = save(state, tmp_path / "model.safetensors")
+    model, _ = load_model(CONFIG, path, dtype=torch.bfloat16, leave=lambda layer: isinstance(layer, nn.Conv2d))
+    for layer in model.modules():
+        for name, parameter in layer._parameters.items():
+            left = isinstance(layer, nn.Conv2d) and name == "weight" and not on_network
+            assert parameter is None or parameter.dtype is (torch.float16 if left else torch.bfloat16)
 
 
 def test_tables_that_the_file_lacks_are_computed(tmp_path, original):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ import torch
 from torch import nn
 
 from ldm.inference import packing
+from ldm.inference.contents import read_contents
 from ldm.inference.packing import PackedConv2d, PackedLinear, can_pack, pack, unpack
 from ldm.inference.pipeline import Pipeline
 from ldm.inference.spec import GenerationRequest, SamplerConfig
+from ldm.inference.tensors import TensorReader
 from ldm.modules.diffusionmodules import winograd
 from ldm.modules.diffusionmodules.doubling import DoublingConv2d
 from tests.tiny import random_model
@@ -53,7 +57,7 @@ def worst_difference(number: int, dtype: torch.dtype) -> float:
     """Of the results of a layer and of the same packed, for maps of several sizes one after the other."""
     model = wrapped(plain_layers()[number], dtype)
     packed = copy.deepcopy(model)
-    assert pack(packed) == 1
+    assert pack(packed, dtype) == 1
     found = []
     for shape in ((2, 24, 8, 8), (1, 24, 5, 9), (3, 24, 3, 20), (1, 24, 9, 5), (2, 24, 8, 8)):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -89,9 +93,9 @@ def test_what_minimal_filtering_had_comes_back_bit_for_bit(least, monkeypatch):
     monkeypatch.setattr(packing, "FILTERED_PLACES", least)
     model = wrapped(nn.Conv2d(24, 40, 3, padding=1), torch.float32)
     before = model[0].weight.clone()
-    pack(model)
+    pack(model, torch.float32)
     model(torch.zeros(1, 24, 8, 8))
-    assert model[0].is_filtered((8, 8), torch.float32)
+    assert model[0].is_filtered((8, 8))
     unpack(model)
     assert torch.equal(model[0].weight, before)
 
@@ -108,7 +112,7 @@ def test_minimal_filtering_is_for_large_maps_of_many_channels_in_float32(monkeyp
         (128, 24, torch.bfloat16),
     ):
         packed = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1)).to(dtype).requires_grad_(False)
-        pack(packed)
+        pack(packed, dtype)
         packed(torch.zeros(1, channels, size, size, dtype=dtype))
     assert used == [16, 36]
 
@@ -119,25 +123,72 @@ def test_a_doubling_is_one_filtering_where_that_needs_fewer_products(monkeypatch
     layer = DoublingConv2d(8, 8, 3, padding=1).requires_grad_(False)
     x = torch.randn(1, 8, 12, 20, generator=torch.Generator().manual_seed(0))
     expected, packed = layer(x), nn.Sequential(layer)
-    pack(packed)
+    pack(packed, torch.float32)
     monkeypatch.setattr(packing, "phase_weights", None)
     assert (packed[0](x) - expected).abs().max() <= tolerance(torch.float32)
 
 
 @needs_packing
+@pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("number", range(len(plain_layers())))
-def test_what_is_unpacked_is_what_was_packed(number, dtype):
+def test_what_is_unpacked_is_what_was_packed(number, dtype, used):
     model = wrapped(plain_layers()[number], dtype)
     before = copy.deepcopy(model.state_dict())
-    pack(model)
+    pack(model, dtype)
     assert isinstance(model[0], packing.Packed)
-    if isinstance(model[0], PackedConv2d):
-        model(torch.zeros(1, 24, 8, 8, dtype=dtype))
+    if used:
+        shape = (1, 24, 8, 8) if isinstance(model[0], PackedConv2d) else (2, 24)
+        model(torch.zeros(shape, dtype=dtype))
     assert unpack(model) == 1
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert str(model) == str(wrapped(plain_layers()[number], dtype))
+
+
+@needs_packing
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("number", range(len(plain_layers())))
+def test_weights_of_another_precision_are_rounded_as_if_they_had_been_before(number, dtype, stored, used):
+    plain = wrapped(plain_layers()[number], stored)
+    left, converted = copy.deepcopy(plain), copy.deepcopy(plain).to(dtype)
+    if left[0].bias is not None:
+        left[0].bias.data = left[0].bias.data.to(dtype)
+    for model in (left, converted):
+        assert pack(model, dtype) == 1
+    if used:
+        x = torch.randn(1, 24, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+        x = x if isinstance(left[0], PackedConv2d) else x.flatten(2).transpose(1, 2)
+        assert torch.equal(left(x), converted(x))
+    for model in (left, converted):
+        unpack(model)
+    assert torch.equal(left[0].weight, plain[0].weight.to(dtype))
+    assert left[0].weight.dtype is dtype
+    assert torch.equal(converted[0].weight, left[0].weight)
+
+
+@needs_packing
+def test_a_weight_that_was_packed_leaves_nothing_of_its_file_in_memory(tmp_path):
+    layer = nn.Linear(1024, 4096, bias=False)
+    torch.save(layer.state_dict(), str(tmp_path / "layer.ckpt"))
+    contents = read_contents(tmp_path / "layer.ckpt")
+    with TensorReader(contents, mapped=True) as reader:
+        layer.weight = nn.Parameter(reader.read(contents.tensors["weight"]), requires_grad=False)
+    model = nn.Sequential(layer)
+    pack(model, torch.bfloat16)
+    assert mapped_kib("layer.ckpt") < 1000
+    model[0].plain_weight()
+    model(torch.zeros(1, 1024, dtype=torch.bfloat16))
+    assert mapped_kib("layer.ckpt") < 1000
+
+
+def mapped_kib(name: str) -> int:
+    """How much of a mapped file lies in this process's memory."""
+    maps = Path("/proc/self/smaps").read_text(encoding="utf-8").split("VmFlags:")
+    sizes = [re.search(r"^Rss: +(\d+) kB", each, re.MULTILINE) for each in maps if name in each]
+    return sum(int(size.group(1)) for size in sizes if size)
 
 
 class Shifted(nn.Linear):
@@ -152,7 +203,6 @@ class Shifted(nn.Linear):
     [
         Shifted(4, 4),
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-        nn.Linear(4, 4, dtype=torch.float64),
         DoublingConv2d(4, 4, 5, padding=2),
         DoublingConv2d(4, 4, 3, padding=1, groups=2),
         nn.Embedding(4, 4),
@@ -160,8 +210,13 @@ class Shifted(nn.Linear):
 )
 def test_layers_that_compute_something_else_stay(layer):
     model = nn.Sequential(layer)
-    assert pack(model) == 0
+    assert pack(model, torch.float32) == 0
     assert model[0] is layer
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_nothing_is_packed_in_a_precision_that_the_operators_do_not_have(dtype):
+    assert pack(wrapped(nn.Linear(4, 4), dtype), dtype) == 0
 
 
 @needs_packing
@@ -171,17 +226,17 @@ def test_a_packed_doubling_takes_odd_sizes_like_the_plain_one(dtype):
     x = torch.randn(1, 8, 10, 20, generator=torch.Generator().manual_seed(0)).to(dtype)
     expected = layer(x, (19, 40))
     packed = nn.Sequential(layer)
-    pack(packed)
+    pack(packed, dtype)
     assert (packed[0](x, (19, 40)) - expected).abs().max() <= tolerance(dtype)
 
 
 @needs_packing
 def test_small_matrices_stay_plain_where_packing_would_slow_them_down(monkeypatch):
     monkeypatch.setattr(packing, "LEAST_WEIGHTS_IN_FLOAT32", 24 * 40)
-    assert pack(wrapped(nn.Linear(24, 40), torch.float32)) == 0
-    assert pack(wrapped(nn.Linear(24, 41), torch.float32)) == 1
-    assert pack(wrapped(nn.Linear(24, 40), torch.bfloat16)) == 1
-    assert pack(wrapped(nn.Conv2d(4, 4, 3), torch.float32)) == 1
+    assert pack(wrapped(nn.Linear(24, 40), torch.float32), torch.float32) == 0
+    assert pack(wrapped(nn.Linear(24, 41), torch.float32), torch.float32) == 1
+    assert pack(wrapped(nn.Linear(24, 40), torch.bfloat16), torch.bfloat16) == 1
+    assert pack(wrapped(nn.Conv2d(4, 4, 3), torch.float32), torch.float32) == 1
 
 
 def test_trying_the_operators_draws_no_random_number():
@@ -205,14 +260,14 @@ def picture(pipeline: Pipeline) -> np.ndarray:
 def test_a_packed_model_paints_the_same_picture():
     plain = Pipeline(random_model())
     expected = picture(plain)
-    assert pack(plain.model) > 100
+    assert pack(plain.model, torch.float32) > 100
     assert np.abs(picture(plain) - expected).max() <= 1
 
 
 @needs_packing
 def test_a_second_try_in_float32_leaves_a_packed_model_as_it_was():
     pipeline = Pipeline(random_model().to(torch.bfloat16))
-    pack(pipeline.model)
+    pack(pipeline.model, torch.bfloat16)
     before = picture(pipeline)
     with pipeline.in_float32():
         assert pipeline.in_full_precision
@@ -272,7 +327,7 @@ def test_what_a_batch_gives_does_not_depend_on_the_batch_before(dtype):
     batches = {rows: torch.randn(rows, 24, 16, 12, dtype=dtype) for rows in (1, 2, 3, 8, 9)}
 
     def packed():
-        return PackedConv2d(copy.deepcopy(layer).to(dtype).requires_grad_(False))
+        return PackedConv2d(copy.deepcopy(layer).to(dtype).requires_grad_(False), dtype)
 
     alone = {rows: packed()(batch) for rows, batch in batches.items()}
     used = packed()
@@ -284,12 +339,12 @@ def test_what_a_batch_gives_does_not_depend_on_the_batch_before(dtype):
 def test_packing_tells_what_it_has_freed(monkeypatch):
     seen = []
     monkeypatch.setattr(packing.freed, "add", lambda weight: seen.append(weight.numel()))
-    linear, convolution = nn.Linear(256, 512), nn.Conv2d(4, 8, 3)
-    for layer in (linear, convolution):
-        layer.requires_grad_(False)
-    packing.PackedLinear(linear)
-    packed = packing.PackedConv2d(convolution)
-    assert seen == [256 * 512]
+    layers = [nn.Linear(256, 512), nn.Conv2d(4, 8, 3)]
+    packed_linear, packed = (packing.KINDS[type(layer)](layer.requires_grad_(False), torch.float32) for layer in layers)
+    assert seen == [], "before they are used"
+    for rows in (1, 2, 9):
+        packed_linear(torch.zeros(rows, 256))
+    assert seen == [256 * 512], "once"
     for rows, size in ((1, 16), (2, 16), (9, 16), (1, 16), (9, 32)):
         packed(torch.zeros(rows, 4, size, size))
     assert seen == [256 * 512, 8 * 4 * 9, 8 * 4 * 9], "once for each size of a map, however many there are"

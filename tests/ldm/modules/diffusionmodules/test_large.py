@@ -121,7 +121,7 @@ def test_packed_layers_give_the_same(monkeypatch):
     monkeypatch.setattr(large, "STRIP_ELEMENTS", 2**13)
     decoder, z = half(Decoder, TINY, torch.float32), noise(1, 4, 9, 6, dtype=torch.float32)
     expected = decoder(z)
-    pack(decoder)
+    pack(decoder, torch.float32)
     # Thirty layers of sums of 300 products near 1 in float32.
     assert torch.allclose(decode_in_strips(decoder, z), expected, rtol=0, atol=1e-4)
 
