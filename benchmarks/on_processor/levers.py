@@ -128,13 +128,15 @@ IN_USE: Dict[str, Lever] = {
     "filtering": Lever("convolutions by minimal filtering", summed_plainly, dtypes=("float32",)),
     "doubling": Lever("doubled maps convolved as four small ones", unfused_doubling),
     "attention": Lever("attention by what is fastest on the processor", fused_attention, dtypes=("bfloat16",)),
+    "huge-pages": Lever(
+        "torch's memory in huge pages (for the first call, not for these)", env={"THP_MEM_ALLOC_ENABLE": "0"}
+    ),
     "recall": Lever("keys and values of the words kept, and nothing done twice for both texts", doubled_latents),
 }
 LEFT_OUT: Dict[str, Lever] = {
     "attention-by-head": Lever("attention one head and 512 places at a time", attention_by_head),
     "attention-in-slices": Lever("attention in slices of all heads", sliced_attention),
     "malloc": Lever("freed memory kept by the C library", env=KEEP_LARGE_BLOCKS),
-    "huge-pages": Lever("torch's memory in huge pages", env={"THP_MEM_ALLOC_ENABLE": "1"}),
     "channels-last": Lever("channels last instead of packed weights", channels_last),
     "compile": Lever("`torch.compile` with frozen weights instead of packed ones", compile_network),
 }
@@ -148,7 +150,7 @@ def environment(names: Sequence[str]) -> Dict[str, str]:
 
 def move(pipeline: Any, names: Sequence[str]) -> None:
     """Make the changes of these levers to a pipeline; SystemExit if the process was started without their variables."""
-    missing = sorted(key for key in environment(names) if key not in os.environ)
+    missing = sorted(f"{key}={value}" for key, value in environment(names).items() if os.environ.get(key) != value)
     if missing:
         raise SystemExit(f"the levers {', '.join(names)} need {', '.join(missing)} set before the start")
     for name in names:

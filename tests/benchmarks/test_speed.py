@@ -376,7 +376,7 @@ def test_a_server_is_started_with_what_its_levers_need(speed: SimpleNamespace, b
     assert server.ask("time", "text") > 0
     assert server.ask("peak") > 50
     server.close()
-    with pytest.raises(SystemExit, match="huge-pages need THP_MEM_ALLOC_ENABLE set before the start"):
+    with pytest.raises(SystemExit, match="huge-pages need THP_MEM_ALLOC_ENABLE=0 set before the start"):
         speed.levers.move(None, ["huge-pages"])
 
 
