@@ -1,16 +1,19 @@
 """How fast the networks are on this processor: against diffusers, against the plain way, against what it can do at all.
 
-    python benchmarks/speed.py [--quick] [--folder DIR] [--peer PYTHON] [--only PART ...] [--levers NAME ...]
+    python benchmarks/speed.py [--quick] [--folder DIR] [--peer PYTHON] [--patience MINUTES] [--only PART ...]
+                               [--levers NAME ...]
 
-Writes docs/benchmarks.md and its plot in about 40 minutes on two idle cores; with --quick it only shows what it would
-write, in a few minutes, too few rounds to judge. The folder keeps random weights of Stable Diffusion v1's size (13 GB:
-.safetensors, .ckpt, and diffusers' own files) from one call to the next, and what was measured: --only measures parts
-again and leaves the others as they were. diffusers is looked for in .venv-peers. Status 1 where a bar is missed.
+Writes docs/benchmarks.md and its plot in about an hour on two idle cores, and up to its patience later where they are
+not; with --quick it only shows what it would write, in a few minutes, too few rounds to judge. The folder keeps random
+weights of Stable Diffusion v1's size (13 GB: .safetensors, .ckpt, and diffusers' own files) from one call to the next,
+and what was measured: --only measures parts again and leaves the others as they were. diffusers is looked for in
+.venv-peers. Status 1 where a bar is missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from functools import partial
@@ -19,12 +22,16 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+GIVEN = frozenset(os.environ)
 
 from on_cluster.measure import Measured  # noqa: E402 - found from any folder
 from on_processor import levers, page, parts, rows  # noqa: E402
 from on_processor.parts import Bench, NotHere, Series  # noqa: E402
 from on_processor.talk import ServerError  # noqa: E402
 from on_processor.turns import Patience  # noqa: E402
+
+for name in set(os.environ) - GIVEN:  # what `ldm` sets for itself is not for its peers
+    del os.environ[name]
 
 FOLDER = ROOT / "build" / "benchmarks"
 CONFIG = ROOT / "configs" / "stable-diffusion" / "v1-inference.yaml"

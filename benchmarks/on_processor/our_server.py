@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import ldm  # noqa: E402, F401 - before torch, as in the scripts: it says how torch is to ask for memory
 from on_processor import levers  # noqa: E402
 from on_processor.talk import Answers, peak_mib, seconds_of, serve  # noqa: E402
-from on_processor.task import GUIDANCE, PROMPT  # noqa: E402
+from on_processor.task import GUIDANCE, PROMPT, PROMPTS  # noqa: E402
 
 
 def main() -> None:
@@ -70,13 +70,13 @@ def networks(model: Any, given: Dict[str, Any]) -> Dict[str, Callable[..., Any]]
     text, timestep = given["text"].to(dtype), float(given["timestep"][0])
     predict_noise = network(model)
 
-    def sample(size: int, steps: int) -> Any:
-        start = given[f"start-{size}"]
+    def sample(size: int, steps: int, number: int) -> Any:
+        start = given[f"start-{size}"].roll(number, dims=3)
         _, seen = PLMSSampler(model).sample(
             steps,
             1,
             start.shape[1:],
-            model.get_learned_conditioning([PROMPT]),
+            model.get_learned_conditioning([PROMPTS[number]]),
             x_T=start,
             unconditional_conditioning=model.get_learned_conditioning([""]),
             unconditional_guidance_scale=GUIDANCE,

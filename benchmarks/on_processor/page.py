@@ -45,6 +45,7 @@ some of them (see [levers](#levers)), so it may come above 100 %.
 
 {processes}
 
+Files lie in the system's cache, and ours remembers the hash of the weights, from the round that warms up.
 CompVis's own code is not run here, so no ratio to it stands on this page; nor does one to stable-diffusion.cpp.
 
 ## Same numbers

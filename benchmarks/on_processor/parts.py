@@ -19,11 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from on_cluster.measure import ROOT, processor, run
+from on_cluster.measure import ROOT, Cost, processor, run
 
 from on_processor import levers
 from on_processor.talk import Server, ServerError, servers
-from on_processor.task import PROMPT, SEED, SIZE, STEPS
+from on_processor.task import PROMPT, PROMPTS, SEED, SIZE, STEPS
 from on_processor.turns import Ask, Patience, alternate
 
 SMALL_CONFIG = ROOT / "configs" / "emoji" / "v1.yaml"
@@ -180,22 +180,28 @@ def moved(bench: Bench, name: str) -> Iterator[Series]:
 
 
 def whole(bench: Bench) -> Iterator[Series]:
-    """Whole processes from start to file, a picture of 256 px in 10 PLMS steps, and the most memory of each in MiB."""
+    """Whole processes from start to file, a picture of 256 px in 10 PLMS steps; seconds, of the clock and of the
+    processor, and the most memory of each in MiB.
+    """
     outdir = bench.folder / "pictures"
     outdir.mkdir(exist_ok=True)
     commands = {"ours": ours_txt2img(bench.config, bench.model, outdir)}
     if bench.peer:
         script = str(PEERS / "diffusers_txt2img.py")
         commands["diffusers"] = (str(bench.peer), script, str(bench.diffusers), str(outdir / "diffusers.png"))
-    peaks: Dict[str, List[float]] = {way: [] for way in commands}
+    costs: Dict[str, List[Cost]] = {way: [] for way in commands}
 
     def ask(way: str) -> float:
-        cost = run(commands[way])
-        peaks[way].append(cost.peak_mib)
-        return cost.seconds
+        costs[way].append(run(commands[way]))
+        return costs[way][-1].seconds
 
     seconds = alternate({way: partial(ask, way) for way in commands}, bench.rounds, bench.patience)
-    yield {"whole": seconds, "whole MiB": {way: values[1:] for way, values in peaks.items()}}
+    kept = {way: [cost for cost in found if cost.seconds in seconds[way]] for way, found in costs.items()}
+    yield {
+        "whole": seconds,
+        "whole processor": {way: [cost.cpu for cost in found] for way, found in kept.items()},
+        "whole MiB": {way: [cost.peak_mib for cost in found] for way, found in kept.items()},
+    }
 
 
 def start(bench: Bench) -> Iterator[Series]:
@@ -265,8 +271,8 @@ def ours_txt2img(config: Path, weights: Path, outdir: Path) -> Tuple[str, ...]:
 def accuracy(bench: Bench) -> Iterator[Series]:
     """How far bfloat16 is from float32, ours and diffusers', and how far ours is from diffusers' in float32.
 
-    Relative: the length of the difference over that of what it is measured against. `sample worst` is the step of a
-    whole run of PLMS after which it is largest, `sample` its end.
+    Relative: the length of the difference over that of what it is measured against. Of whole runs of PLMS, one for each
+    prompt: `sample worst` is after the step at which it is largest, `sample end` after the last.
     """
     outputs = bench.folder / "outputs"
     outputs.mkdir(exist_ok=True)
@@ -282,10 +288,11 @@ def accuracy(bench: Bench) -> Iterator[Series]:
 
 def _outputs(server: Server, stem: Path) -> Dict[str, Sequence[float]]:
     found = {}
-    for name, *words in (("unet", 256), ("unet", 512), ("vae", 256), ("text",), ("sample", 256, STEPS)):
+    samples = [("sample", SIZE, STEPS, number) for number in range(len(PROMPTS))]
+    for name, *words in (("unet", SIZE), ("unet", 2 * SIZE), ("vae", SIZE), ("text",), *samples):
         file = stem.with_name(f"{stem.name}-{name}.raw")
         server.ask("write", name, str(file), *words)
-        found[_name((name, *words[:1]))] = floats(file)
+        found[_name((name, *words))] = floats(file)
     return found
 
 
@@ -299,8 +306,8 @@ def _differences(written: Mapping[Tuple[str, str], Dict[str, Sequence[float]]], 
             value, reference = written[one][name], written[other][name]
             if name.startswith("sample"):
                 steps = [difference(*step) for step in zip(_steps(value), _steps(reference))]
-                series.setdefault("accuracy sample worst", {})[way] = [max(steps)]
-                series.setdefault("accuracy sample end", {})[way] = [steps[-1]]
+                series.setdefault("accuracy sample worst", {}).setdefault(way, []).append(max(steps))
+                series.setdefault("accuracy sample end", {}).setdefault(way, []).append(steps[-1])
             else:
                 series.setdefault(f"accuracy {name}", {})[way] = [difference(value, reference)]
     return series

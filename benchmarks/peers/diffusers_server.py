@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from on_processor.talk import Answers, peak_mib, seconds_of, serve
-from on_processor.task import GUIDANCE, PROMPT
+from on_processor.task import GUIDANCE, PROMPT, PROMPTS
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def networks(pipeline: Any, given: Dict[str, Any]) -> Dict[str, Callable[..., An
         padded = pipeline.tokenizer(PROMPT, padding="max_length", truncation=True, return_tensors="pt")
         return pipeline.text_encoder(padded.input_ids)[0]
 
-    def sample(size: int, steps: int) -> Any:
+    def sample(size: int, steps: int, number: int) -> Any:
         seen = []
 
         def keep(_pipeline: Any, _step: int, _timestep: Any, tensors: Dict[str, Any]) -> Dict[str, Any]:
@@ -94,12 +94,12 @@ def networks(pipeline: Any, given: Dict[str, Any]) -> Dict[str, Callable[..., An
             return tensors
 
         pipeline(
-            PROMPT,
+            PROMPTS[number],
             height=size,
             width=size,
             num_inference_steps=steps,
             guidance_scale=GUIDANCE,
-            latents=given[f"start-{size}"].to(dtype),
+            latents=given[f"start-{size}"].roll(number, dims=3).to(dtype),
             output_type="latent",
             callback_on_step_end=keep,
         )

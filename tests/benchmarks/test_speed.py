@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -192,6 +193,7 @@ def made_up(speed: SimpleNamespace) -> Dict[str, Dict[str, List[float]]]:
     for _, name in speed.rows.ACCURACIES:
         series[name] = {"ours": [0.01], "diffusers": [0.01], "between": [1e-6]}
     series["whole"] = {"ours": [10.0, 10.0], "diffusers": [19.0, 19.0]}
+    series["whole processor"] = {"ours": [20.0, 20.0], "diffusers": [30.0, 30.0]}
     series["whole MiB"] = {"ours": [2500.0, 2500.0], "diffusers": [5000.0, 5000.0]}
     series["start"] = {"ours": [2.0, 2.1], "ours .ckpt": [2.5, 2.6], "diffusers": [6.0, 6.0], "torch alone": [1.0]}
     series["start MiB"] = {"ours": [2100.0], "ours .ckpt": [2200.0], "diffusers": [5000.0]}
@@ -229,6 +231,7 @@ def test_the_page_holds_ratios_seconds_and_the_share_of_the_limit(speed: SimpleN
     assert "| weights packed once for oneDNN | bfloat16 | 1.00 s | 2.00 s | 2.00x | helps |" in text
     assert "ours in the same rounds 1.00 s: 0.80 x." in text
     assert "; to import torch and no more 1.00 s |" in text
+    assert "20.00 s (20.00 to 20.00), diffusers 30.00 s (30.00 to 30.00): 1.50x (1.50 to 1.50) faster |" in text
     assert "(2.50 to 2.60): 0.50 s (0.50 to 0.50) more | yes |" in text
     assert "3.0% (3.0% to 3.0%); written in turn 5.0% (5.0% to 5.0%) | yes |" in text
     assert speed.rows.NOT_MEASURED not in text
@@ -345,7 +348,7 @@ def test_a_lever_changes_the_time_and_not_the_numbers(
         monkeypatch.setattr(packing, "FILTERED_PLACES", {4: 1})
     given = speed.weights.inputs(TINY, [64])
     files = (bench.config, bench.model)
-    for network, words in (("unet", (64,)), ("vae", (64,)), ("text", ()), ("sample", (64, 3))):
+    for network, words in (("unet", (64,)), ("vae", (64,)), ("text", ()), ("sample", (64, 3, 1))):
         expected, found = (call_of(files, network, moved, given) for moved in ([], [name]))
         # Sums in another order: the last bits of float32, which three guided steps make ten times larger.
         assert torch.allclose(found(*words), expected(*words), rtol=1e-3, atol=1e-3), network
@@ -390,7 +393,7 @@ def test_diffusers_computes_the_same(speed: SimpleNamespace, bench: Any) -> None
     assert len(found) == len(speed.rows.ACCURACIES)
     assert {name for _, name in speed.rows.ACCURACIES} == set(found)
     # float32 sums in another order; the bar of the page is for bfloat16, which few processors have.
-    assert all(ways["between"][0] < 1e-4 for ways in found.values())
+    assert all(max(ways["between"]) < 1e-4 for ways in found.values())
 
 
 @pytest.mark.slow
@@ -418,6 +421,13 @@ def test_a_large_picture_is_decoded_at_once_and_in_strips(speed: SimpleNamespace
         assert all(len(values) == 1 and values[0] > 0 for values in ways.values()), name
 
 
+def test_diffusers_starts_with_what_the_user_has_set_and_nothing_of_ours() -> None:
+    code = "import os; before = dict(os.environ); import speed; print(dict(os.environ) == before)"
+    env = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    folder = ROOT / "benchmarks"
+    assert subprocess.check_output((sys.executable, "-c", code), cwd=folder, env=env, text=True) == "True\n"
+
+
 def test_without_diffusers_it_says_what_to_type(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/speed.py", f"--peer={tmp_path / 'python'}", f"--folder={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -439,7 +449,7 @@ def test_what_speeds_the_large_model_up_does_not_slow_the_small_one_down(
     code differ by up to a tenth. NOISE is the least that can be told from that. One attempt in which the machine left
     both ways in peace is enough to show that ours is not slower: if it were, by a fifth or more, no attempt would.
     """
-    bench = speed.parts.Bench(TINY, tmp_path, None, 7)
+    bench = speed.parts.Bench(TINY, tmp_path, None, 7, speed.turns.Patience(0))
     speed.weights.make(speed.parts.SMALL_CONFIG, tmp_path / "small", [speed.parts.SMALL_SIZE])
     ratios: Dict[str, List[float]] = {}
     for _ in range(4):
