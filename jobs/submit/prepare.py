@@ -162,7 +162,7 @@ def find_model(spec: JobSpec) -> RunModel:
         return REHEARSAL_MODEL
     parts = locate_model(spec)
     checkpoint = parts.checkpoint
-    log.info("reading %s (%.1f GiB) for its sha256", checkpoint, checkpoint.stat().st_size / 2**30)
+    log.info("taking the sha256 of %s (%.1f GiB)", checkpoint, checkpoint.stat().st_size / 2**30)
     return RunModel(
         name=parts.files.name,
         config=str(parts.files.config.absolute()),

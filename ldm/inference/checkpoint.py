@@ -1,7 +1,7 @@
 """From a config and a file of weights to a model that is ready to paint.
 
 The file is looked at first, so that a wrong one costs nothing. The model is built without values, and each of its
-tensors becomes the file's own, mapped rather than copied where nothing has to be converted.
+tensors becomes the file's own, mapped rather than copied where nothing has to be converted at once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The sha256 of files: of large ones computed once, beside other work, and remembered. Needs no torch.
 
 What is remembered lies in the user's cache folder, a few hundred bytes for each large file, by the file's place. It
-holds while size, inode and both times of the file are as they were: the time of the last change of its inode cannot be
-set back, so a file that was written to, or replaced, is read again. Removing the folder costs nothing but seconds.
+holds while size, inode and both times of the file are as they were: on a disk and on Lustre the time of the last change
+of an inode cannot be set back, so a file that was written to, or replaced, is read again. Removing the folder costs
+nothing but seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from ldm.errors import OutputError
 from ldm.inference.files import write_atomically
 
 LARGE_BYTES = 2**24  # below, reading the file is as quick as looking it up
-SETTLED_SECONDS = 10.0  # a file that was changed less long ago may change again within one tick of its clock
+# A file that was changed less long ago may change again within one tick of its clock, and a server has another clock.
+SETTLED_SECONDS = 600.0
 BESIDE_PIECE_BYTES = 2**25  # between two pieces a thread waits for its turn, which it gets late while modules load
 LEAST_PRIORITY = 19  # nice(7)
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -47,8 +49,9 @@ def remembered_sha256(path: Path, *, piece: int = 1 << 22) -> str:
     found = _recall(place, before)
     if found is None:
         found = sha256_of(path, piece=piece)
-        if state_of(path) == before and _is_settled(before):
-            _remember(place, {**before, "sha256": found})
+        with contextlib.suppress(OSError):  # it may be gone by now, and was read all the same
+            if state_of(path) == before and _is_settled(before):
+                _remember(place, {**before, "sha256": found})
     return found
 
 
@@ -80,7 +83,8 @@ def cache_folder() -> Optional[Path]:
 
 def state_of(path: Path) -> Dict[str, Any]:
     """What changes with a file's content, without the content."""
-    found = path.stat()
+    with path.open("rb") as file:  # NFS asks its server at an `open`, and may answer `stat` from memory
+        found = os.fstat(file.fileno())
     return {
         "path": os.path.realpath(path),
         "size": found.st_size,

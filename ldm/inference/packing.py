@@ -38,7 +38,7 @@ ROWS = 8
 # fewer channels it takes longer beside the products.
 FILTERED_PLACES = {4: 24 * 24, 2: 12 * 12}
 FILTERED_CHANNELS = 128
-FILTERED_GEOMETRY = [(3, 3), (1, 1), (1, 1), (1, 1)]  # kernel, padding, stride, dilation
+USUAL = [(3, 3), (1, 1), (1, 1), (1, 1)]  # kernel, padding, stride, dilation
 # After so many freed bytes the C library is told to give them back, which takes it about a millisecond.
 FREED_BYTES = 2**25
 # In float32 the packed operator starts 30 us later than `linear`, which a matrix of fewer weights cannot make good.
@@ -78,7 +78,7 @@ freed = Freed()
 
 
 class Packed(nn.Module):
-    """A layer whose weight is packed when it is first used; until then it is what the layer was given, unconverted."""
+    """A layer whose weight is packed when it is first used, and until it is first asked for not even converted."""
 
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         """Takes the weight of `layer` away, to compute with it in `dtype`."""
@@ -181,7 +181,7 @@ class Place(NamedTuple):
         """The side of the tiles in which minimal filtering is the quickest for maps of this size, or 0."""
         if dtype is not torch.float32 or self.groups != 1 or min(self.shape[:2]) < FILTERED_CHANNELS:
             return 0
-        if [tuple(each) for each in (self.shape[2:], self.padding, self.stride, self.dilation)] != FILTERED_GEOMETRY:
+        if [tuple(each) for each in (self.shape[2:], self.padding, self.stride, self.dilation)] != USUAL:
             return 0
         places = size[0] * size[1]
         return next((m for m, least in FILTERED_PLACES.items() if places >= least), 0)
@@ -305,7 +305,7 @@ def can_be_packed(layer: nn.Module, dtype: torch.dtype) -> bool:
         return False
     if isinstance(layer, nn.Linear):
         return dtype is not torch.float32 or layer.weight.numel() > LEAST_WEIGHTS_IN_FLOAT32
-    if isinstance(layer, DoublingConv2d) and _geometry(layer) != _geometry(DoublingConv2d(1, 1, 3, padding=1)):
+    if isinstance(layer, DoublingConv2d) and (_geometry(layer) != USUAL or layer.groups != 1):
         return False
     return isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros"
 
@@ -347,7 +347,7 @@ def _waves(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def _geometry(layer: nn.Conv2d) -> Sequence[Any]:
-    return layer.kernel_size, layer.padding, layer.stride, layer.dilation, layer.groups
+    return [layer.kernel_size, layer.padding, layer.stride, layer.dilation]
 
 
 def _replace(module: nn.Module, replacement: Any) -> int:

@@ -131,7 +131,8 @@ class Pipeline:
     ) -> Pipeline:
         """The model of a v1-style YAML and its weights, on a device; `clip` is a folder with the tokenizer's files.
 
-        Weights are kept in the dtype that they are worked with. Raises ConfigError, WeightsError or DeviceError.
+        Weights are kept in the dtype that they are worked with, on a CPU from their first use on. Raises ConfigError,
+        WeightsError or DeviceError.
         """
         place = pick_device(device)
         arithmetic = choose_arithmetic(place, precision)

@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from ldm.inference import packing
+from ldm.inference.checkpoint import load_model, read_state_dict
 from ldm.inference.contents import read_contents
 from ldm.inference.packing import PackedConv2d, PackedLinear, can_pack, pack, unpack
 from ldm.inference.pipeline import Pipeline
+from ldm.inference.runtime import Precision
 from ldm.inference.spec import GenerationRequest, SamplerConfig
 from ldm.inference.tensors import TensorReader
 from ldm.modules.diffusionmodules import winograd
@@ -179,7 +181,8 @@ def test_a_weight_that_was_packed_leaves_nothing_of_its_file_in_memory(tmp_path)
     model = nn.Sequential(layer)
     pack(model, torch.bfloat16)
     assert mapped_kib("layer.ckpt") < 1000
-    model[0].plain_weight()
+    model[0]._given.sum()
+    assert mapped_kib("layer.ckpt") > 10000
     model(torch.zeros(1, 1024, dtype=torch.bfloat16))
     assert mapped_kib("layer.ckpt") < 1000
 
@@ -303,6 +306,23 @@ def test_operators_that_give_other_numbers_are_not_used(monkeypatch):
         assert not can_pack(torch.float32)
     finally:
         can_pack.cache_clear()
+
+
+@needs_packing
+def test_weights_of_another_precision_that_are_left_to_packing_paint_the_same_picture(tiny_model, tmp_path):
+    state, _ = read_state_dict(tiny_model.checkpoint)
+    torch.save({"state_dict": {name: value.half() for name, value in state.items()}}, str(tmp_path / "half.ckpt"))
+    converted, _ = load_model(tiny_model.config, tmp_path / "half.ckpt", dtype=torch.float32)
+    pack(converted, torch.float32)
+    left = Pipeline.load(tiny_model.config, tmp_path / "half.ckpt", device="cpu", precision=Precision.FULL)
+    given = [layer._given.dtype for layer in left.model.modules() if isinstance(layer, packing.Packed)]
+    assert len(given) > 100
+    assert set(given) == {torch.float16}
+    assert {parameter.dtype for parameter in left.model.parameters()} == {torch.float32}
+    converted.cond_stage_model.use_tokenizer(left.model.cond_stage_model.tokenizer.folder)
+    assert np.array_equal(picture(left), picture(Pipeline(converted)))
+    assert unpack(left.model) == len(given)
+    assert {parameter.dtype for parameter in left.model.parameters()} == {torch.float32}
 
 
 @needs_packing
