@@ -63,6 +63,17 @@ def unfused_doubling(_pipeline: Any) -> None:
     replace(PackedDoublingConv2d, "forward", whole)
 
 
+def gated_in_one(pipeline: Any) -> None:
+    """The gated layers by one packed product, then GELU of one half of it."""
+    from ldm.inference import packing
+    from ldm.modules.attention import GEGLU
+
+    dtype = pipeline.model.dtype
+    if packing.unpack(pipeline.model):
+        replace(packing, "KINDS", {kind: packed for kind, packed in packing.KINDS.items() if kind is not GEGLU})
+        packing.pack(pipeline.model, dtype)
+
+
 def convolved_narrow(_pipeline: Any) -> None:
     """Narrow maps convolved by the convolution too, not by one product."""
     from ldm.inference import packing
@@ -127,6 +138,7 @@ IN_USE: Dict[str, Lever] = {
     "narrow": Lever("narrow maps convolved as one product", convolved_narrow),
     "filtering": Lever("convolutions by minimal filtering", summed_plainly, dtypes=("float32",)),
     "doubling": Lever("doubled maps convolved as four small ones", unfused_doubling),
+    "gating": Lever("gated layers as two products, GELU within one", gated_in_one),
     "attention": Lever("attention by what is fastest on the processor", fused_attention, dtypes=("bfloat16",)),
     "huge-pages": Lever(
         "torch's memory in huge pages (for the first call, not for these)", env={"THP_MEM_ALLOC_ENABLE": "0"}

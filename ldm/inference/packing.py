@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any, Dict, NamedTuple, Optional, Protocol, Sequence, Type, cast
+from typing import Any, Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple, Type, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from ldm.errors import first_line
 from ldm.inference.runtime import without_init
+from ldm.modules.attention import GEGLU
 from ldm.modules.diffusionmodules import winograd
 from ldm.modules.diffusionmodules.doubling import DoublingConv2d, interleaved, phase_weights, repeated
 from ldm.modules.memory import trim_memory
@@ -26,7 +27,9 @@ from ldm.modules.memory import trim_memory
 log = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16)
-NOTHING_BEHIND: Any = ("none", [], "")  # the operators can apply an activation to their sums
+# The operators can apply an activation to their sums, before they round them.
+NOTHING_BEHIND: Any = ("none", [], "")
+GELU_BEHIND: Any = ("gelu", [], "none")  # the exact one
 # oneDNN's convolution computes a row of the map at a time, in pieces of 16 places and more: on rows this narrow most of
 # a piece is empty, and one product over all places is up to three times as fast, the gathering of its windows included.
 NARROW = 8
@@ -51,9 +54,9 @@ def linear_weight(weight: Tensor) -> Tensor:
     return packed
 
 
-def linear(x: Tensor, packed: Tensor, bias: Optional[Tensor]) -> Tensor:
+def linear(x: Tensor, packed: Tensor, bias: Optional[Tensor], behind: Any = NOTHING_BEHIND) -> Tensor:
     """x (...,in) -> (...,out) with a weight of `linear_weight`."""
-    summed: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, *NOTHING_BEHIND)
+    summed: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, *behind)
     return summed
 
 
@@ -86,7 +89,7 @@ class Packed(nn.Module):
         self.bias = layer.bias
         self._dtype = dtype
         self._given: Optional[Tensor] = layer.weight.detach()  # None once it is packed
-        self._layers = [layer]  # in a list, which hides it from nn.Module
+        self._layers: List[Any] = [layer]  # in a list, which hides it from nn.Module
         layer.weight = None  # what it is without parameters
 
     def plain_weight(self) -> Tensor:
@@ -97,10 +100,10 @@ class Packed(nn.Module):
         return self._given
 
     def unpacked(self) -> nn.Module:
-        """The layer that this was made of."""
-        (layer,) = self._layers
-        layer.weight = nn.Parameter(self.plain_weight(), requires_grad=False)
-        return cast(nn.Module, layer)
+        """The layer that this was made of, with its weight."""
+        holder, *_ = self._layers
+        holder.weight = nn.Parameter(self.plain_weight(), requires_grad=False)
+        return cast(nn.Module, self._layers[-1])
 
     def _packed_weight(self) -> Tensor:
         raise NotImplementedError
@@ -124,6 +127,28 @@ class PackedLinear(Packed):
         assert self._weight is not None
         plain: Tensor = self._weight.to_dense()
         return plain
+
+
+class PackedGEGLU(Packed):
+    """GEGLU: x (...,in) -> (...,out). As two products, whose results lie in one piece each, GELU applied within one."""
+
+    def __init__(self, layer: GEGLU, dtype: torch.dtype) -> None:
+        super().__init__(layer.proj, dtype)
+        self._layers.append(layer)  # whose part the projection is
+        self._halves: Optional[Tuple[Tensor, Tensor]] = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._halves is None:
+            value, gate = (linear_weight(half) for half in self.plain_weight().chunk(2))
+            self._halves, self._given = (value, gate), None
+            freed.add(value)
+            freed.add(gate)
+        (value, gate), (of_value, of_gate) = self._halves, self.bias.chunk(2)
+        return linear(x, value, of_value).mul_(linear(x, gate, of_gate, GELU_BEHIND))
+
+    def _packed_weight(self) -> Tensor:
+        assert self._halves is not None
+        return torch.cat([half.to_dense() for half in self._halves])
 
 
 class PackedConv2d(Packed):
@@ -280,6 +305,7 @@ class PackedDoublingConv2d(PackedConv2d):
 
 
 KINDS: Dict[Type[nn.Module], Any] = {
+    GEGLU: PackedGEGLU,
     nn.Linear: PackedLinear,
     nn.Conv2d: PackedConv2d,
     DoublingConv2d: PackedDoublingConv2d,
@@ -287,7 +313,7 @@ KINDS: Dict[Type[nn.Module], Any] = {
 
 
 def pack(model: nn.Module, dtype: torch.dtype) -> int:
-    """Replace the linear and convolution layers of a model that is not trained by packed ones of that dtype; how many.
+    """Replace the layers of KINDS, in a model that is not trained, by packed ones of that dtype; how many.
 
     Their weights may still be of another; everything else in the model is of that dtype.
     """
@@ -303,6 +329,8 @@ def can_be_packed(layer: nn.Module, dtype: torch.dtype) -> bool:
     """Whether a layer computes in that dtype what its packed kind does. Subclasses may compute something else."""
     if dtype not in DTYPES or type(layer) not in KINDS:
         return False
+    if isinstance(layer, GEGLU):
+        return type(layer.proj) is nn.Linear and can_be_packed(layer.proj, dtype)
     if isinstance(layer, nn.Linear):
         return dtype is not torch.float32 or layer.weight.numel() > LEAST_WEIGHTS_IN_FLOAT32
     if isinstance(layer, DoublingConv2d) and (_geometry(layer) != USUAL or layer.groups != 1):
@@ -317,6 +345,7 @@ def can_pack(dtype: torch.dtype) -> bool:
         return False
     trials = [
         (nn.Linear, {"in_features": 16, "out_features": 32}, (3, 16)),
+        (GEGLU, {"dim_in": 16, "dim_out": 32}, (3, 16)),
         (nn.Conv2d, {"in_channels": 16, "out_channels": 32, "kernel_size": 3, "padding": 1}, (1, 16, 4, NARROW)),
         (nn.Conv2d, {"in_channels": 16, "out_channels": 32, "kernel_size": 3, "padding": 1}, (1, 16, 4, 2 * NARROW)),
     ]
@@ -331,13 +360,17 @@ def can_pack(dtype: torch.dtype) -> bool:
 def _works(kind: Any, sizes: Dict[str, int], shape: Sequence[int], dtype: torch.dtype) -> bool:
     with without_init():  # no number is drawn, for that would change what is drawn after it
         layer = kind(**sizes)
-    for name, parameter in list(layer.named_parameters()):
-        setattr(layer, name, nn.Parameter(_waves(parameter.shape, dtype), requires_grad=False))
-    x, weight = _waves(shape, dtype), layer.weight.clone()
+    for owner in layer.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                owner._parameters[name] = nn.Parameter(_waves(parameter.shape, dtype), requires_grad=False)
+    x, before = _waves(shape, dtype), {name: value.clone() for name, value in layer.state_dict().items()}
     expected = layer(x)
     packed = KINDS[kind](layer, dtype)
     eps = torch.finfo(dtype).eps * 8
-    return torch.allclose(packed(x), expected, rtol=eps, atol=eps) and torch.equal(packed.unpacked().weight, weight)
+    if not torch.allclose(packed(x), expected, rtol=eps, atol=eps):
+        return False
+    return all(torch.equal(value, before[name]) for name, value in packed.unpacked().state_dict().items())
 
 
 def _waves(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

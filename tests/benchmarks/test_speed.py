@@ -330,7 +330,7 @@ def test_operations_are_what_torch_counts(speed: SimpleNamespace) -> None:
         assert counted.get_total_flops() / 1e9 == pytest.approx(work.gflop, abs=0.05), work.what
 
 
-CHANGES = ("packing", "narrow", "filtering", "doubling", "attention", "recall")
+CHANGES = ("packing", "narrow", "filtering", "doubling", "gating", "attention", "recall")
 MORE_CHANGES = ("attention-by-head", "attention-in-slices", "channels-last")  # but for `compile`, which takes minutes
 
 
@@ -359,8 +359,9 @@ def patched_names() -> List[Tuple[Any, str]]:
     from ldm.models.diffusion.ddpm import LatentDiffusion
     from ldm.modules import attention
 
-    of_packing = [(packing, "NARROW"), (packing, "FILTERED_PLACES"), (packing.PackedDoublingConv2d, "forward")]
-    return [(attention, "attention_kernel"), (LatentDiffusion, "recalls"), *of_packing]
+    of_packing = [(packing, name) for name in ("NARROW", "FILTERED_PLACES", "KINDS")]
+    doubling = (packing.PackedDoublingConv2d, "forward")
+    return [(attention, "attention_kernel"), (LatentDiffusion, "recalls"), doubling, *of_packing]
 
 
 def test_every_lever_is_tested(speed: SimpleNamespace) -> None:
