@@ -9,6 +9,7 @@ gave the right numbers, and everything works without them.
 
 from __future__ import annotations
 
+import abc
 import functools
 import logging
 from typing import Any, Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple, Type, cast
@@ -80,7 +81,7 @@ class Freed:
 freed = Freed()
 
 
-class Packed(nn.Module):
+class Packed(nn.Module, abc.ABC):
     """A layer whose weight is packed when it is first used, and until it is first asked for not even converted."""
 
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
@@ -105,8 +106,9 @@ class Packed(nn.Module):
         holder.weight = nn.Parameter(self.plain_weight(), requires_grad=False)
         return cast(nn.Module, self._layers[-1])
 
+    @abc.abstractmethod
     def _packed_weight(self) -> Tensor:
-        raise NotImplementedError
+        """The weight, taken out of what it was packed into."""
 
 
 class PackedLinear(Packed):
