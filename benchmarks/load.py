@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402 - found from any working directory, without installing
 from omegaconf import OmegaConf  # noqa: E402
+from on_processor.talk import peak_mib  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -121,12 +122,6 @@ def import_networks(config: Path) -> None:
     for context in (without_init(), torch.device("meta")):
         with context:
             build(config)
-
-
-def peak_mib() -> float:
-    # Not getrusage: that keeps the memory of the process which started this one.
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) / 1024
 
 
 def build(config: Path) -> Any:
