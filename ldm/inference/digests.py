@@ -43,7 +43,8 @@ def sha256_of(path: Path, *, piece: int = 1 << 22) -> str:
 
 def remembered_sha256(path: Path, *, piece: int = 1 << 22) -> str:
     """As `sha256_of`, at once where the file is large and was read before, by any process of this user."""
-    before, place = state_of(path), _place(path)
+    before = state_of(path)
+    place = _place(before["path"])
     if before["size"] < LARGE_BYTES or place is None:
         return sha256_of(path, piece=piece)
     found = _recall(place, before)
@@ -94,9 +95,9 @@ def state_of(path: Path) -> Dict[str, Any]:
     }
 
 
-def _place(path: Path) -> Optional[Path]:
+def _place(real: str) -> Optional[Path]:
     folder = cache_folder()
-    name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
+    name = hashlib.sha256(os.fsencode(real)).hexdigest()
     return None if folder is None else folder / "sha256" / f"{name[:32]}.json"
 
 
