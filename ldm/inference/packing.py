@@ -43,6 +43,8 @@ ROWS = 8
 FILTERED_PLACES = {4: 24 * 24, 2: 12 * 12}
 FILTERED_CHANNELS = 128
 USUAL = [(3, 3), (1, 1), (1, 1), (1, 1)]  # kernel, padding, stride, dilation
+# Numbers that are converted before they are put in another order, few enough for the processor's caches.
+CONVERTED_AT_ONCE = 2**19
 # After so many freed bytes the C library is told to give them back, which takes it about a millisecond.
 FREED_BYTES = 2**25
 # In float32 the packed operator starts 30 us later than `linear`, which a matrix of fewer weights cannot make good.
@@ -81,30 +83,65 @@ class Freed:
 freed = Freed()
 
 
+class Scratch:
+    """Memory in which the weights of a network get the dtype and the order that they are packed from, one by one.
+
+    A piece of its own for each would be fresh from the system, which takes longer to hand it out than all else that is
+    done with it. The layers that are not packed yet have the scratch; with the last of them it goes.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._memory = torch.empty(0, dtype=dtype)
+
+    def hold(self, weight: Tensor) -> Tensor:
+        """The weight, contiguous and in the dtype, until the next one is held; itself if it is so."""
+        if weight.dtype is self.dtype and weight.is_contiguous():
+            return weight
+        count = weight.numel()
+        if self._memory.numel() < count:
+            self._memory = torch.empty(0, dtype=self.dtype)  # given back before there is more
+            self._memory = torch.empty(count, dtype=self.dtype)
+        held = self._memory[:count].view(weight.shape)
+        # A copy that converts and reorders at once takes twice as long as one after the other.
+        rows = max(1, CONVERTED_AT_ONCE * weight.shape[0] // max(count, 1))
+        for given, into in zip(torch.split(weight, rows), torch.split(held, rows)):
+            into.copy_(given.to(self.dtype))
+        return held
+
+
 class Packed(nn.Module, abc.ABC):
     """A layer whose weight is packed when it is first used, and until it is first asked for not even converted."""
 
-    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
-        """Takes the weight of `layer` away, to compute with it in `dtype`."""
+    def __init__(self, layer: Any, scratch: Scratch) -> None:
+        """Takes the weight of `layer` away, to compute with it in the dtype of `scratch`."""
         super().__init__()
         self.bias = layer.bias
-        self._dtype = dtype
+        self._dtype = scratch.dtype
+        self._scratch: Optional[Scratch] = scratch  # None once it is packed
         self._given: Optional[Tensor] = layer.weight.detach()  # None once it is packed
         self._layers: List[Any] = [layer]  # in a list, which hides it from nn.Module
         layer.weight = None  # what it is without parameters
 
     def plain_weight(self) -> Tensor:
         """The weight in the dtype that it is computed with, bit for bit."""
-        if self._given is None:
-            return self._packed_weight()
-        self._given = self._given.to(self._dtype)
-        return self._given
+        return self._packed_weight() if self._given is None else self._given.to(self._dtype)
 
     def unpacked(self) -> nn.Module:
         """The layer that this was made of, with its weight."""
         holder, *_ = self._layers
         holder.weight = nn.Parameter(self.plain_weight(), requires_grad=False)
         return cast(nn.Module, self._layers[-1])
+
+    def _to_pack(self, order: Optional[Sequence[int]] = None) -> Tensor:
+        """The weight, contiguous with its dimensions in this order; it may not be there any more with the next call."""
+        weight = self._packed_weight() if self._given is None else self._given
+        scratch = self._scratch or Scratch(self._dtype)
+        return scratch.hold(weight if order is None else weight.permute(*order))
+
+    def _is_packed(self) -> None:
+        """What was given is not needed any more."""
+        self._given = self._scratch = None
 
     @abc.abstractmethod
     def _packed_weight(self) -> Tensor:
@@ -114,14 +151,14 @@ class Packed(nn.Module, abc.ABC):
 class PackedLinear(Packed):
     """nn.Linear: x (...,in) -> x W^T + b (...,out)."""
 
-    def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
-        super().__init__(layer, dtype)
+    def __init__(self, layer: nn.Linear, scratch: Scratch) -> None:
+        super().__init__(layer, scratch)
         self._weight: Optional[Tensor] = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self._weight is None:
-            self._weight = linear_weight(self.plain_weight())
-            self._given = None
+            self._weight = linear_weight(self._to_pack())
+            self._is_packed()
             freed.add(self._weight)
         return linear(x, self._weight, self.bias)
 
@@ -134,15 +171,16 @@ class PackedLinear(Packed):
 class PackedGEGLU(Packed):
     """GEGLU: x (...,in) -> (...,out). As two products, whose results lie in one piece each, GELU applied within one."""
 
-    def __init__(self, layer: GEGLU, dtype: torch.dtype) -> None:
-        super().__init__(layer.proj, dtype)
+    def __init__(self, layer: GEGLU, scratch: Scratch) -> None:
+        super().__init__(layer.proj, scratch)
         self._layers.append(layer)  # whose part the projection is
         self._halves: Optional[Tuple[Tensor, Tensor]] = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self._halves is None:
-            value, gate = (linear_weight(half) for half in self.plain_weight().chunk(2))
-            self._halves, self._given = (value, gate), None
+            value, gate = (linear_weight(half) for half in self._to_pack().chunk(2))
+            self._halves = value, gate
+            self._is_packed()
             freed.add(value)
             freed.add(gate)
         (value, gate), (of_value, of_gate) = self._halves, self.bias.chunk(2)
@@ -156,9 +194,9 @@ class PackedGEGLU(Packed):
 class PackedConv2d(Packed):
     """nn.Conv2d: (B,C,h,w) -> (B,C',h',w'), channels last. Its weights suit one size of map, the last that it saw."""
 
-    def __init__(self, layer: nn.Conv2d, dtype: torch.dtype) -> None:
+    def __init__(self, layer: nn.Conv2d, scratch: Scratch) -> None:
         shape = layer.weight.shape
-        super().__init__(layer, dtype)
+        super().__init__(layer, scratch)
         self._place = Place(shape, layer.padding, layer.stride, layer.dilation, layer.groups)
         self._way: Optional[Way] = None
         self._suits: Optional[torch.Size] = None
@@ -166,7 +204,8 @@ class PackedConv2d(Packed):
     def forward(self, x: Tensor) -> Tensor:
         if self._way is None or x.shape[2:] != self._suits:
             self._way = self._way_for(x.shape[2:])
-            self._suits, self._given = x.shape[2:], None
+            self._suits = x.shape[2:]
+            self._is_packed()
         return self._way(x, self.bias)
 
     def is_filtered(self, size: Sequence[int]) -> bool:
@@ -174,14 +213,13 @@ class PackedConv2d(Packed):
         return bool(self._place.tile(size, self._dtype))
 
     def _way_for(self, size: torch.Size) -> Way:
-        weight = self.plain_weight()
-        freed.add(weight)
         tile = self._place.tile(size, self._dtype)
         if tile:
-            return Filtered(weight, tile)
-        if self._place.is_product(size):
-            return Product(weight, self._place)
-        return Blocks(weight, self._place, size)
+            return Filtered(self.plain_weight(), tile)
+        is_product = self._place.is_product(size)
+        weight = self._to_pack(Product.ORDER if is_product else None)
+        freed.add(weight)
+        return Product(weight, self._place) if is_product else Blocks(weight, self._place, size)
 
     def _packed_weight(self) -> Tensor:
         assert self._way is not None
@@ -242,11 +280,13 @@ class Blocks:
 
 
 class Product:
-    """One matrix product over what each place sees."""
+    """One matrix product over what each place sees; its weight comes as (C',kh,kw,C)."""
+
+    ORDER = (0, 2, 3, 1)
 
     def __init__(self, weight: Tensor, place: Place) -> None:
         self._place = place
-        self._weight = linear_weight(weight.permute(0, 2, 3, 1).flatten(1).contiguous())
+        self._weight = linear_weight(weight.flatten(1))
 
     def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
         places = windows(x, self._place.shape[2:], self._place.padding, self._place.stride)
@@ -283,8 +323,8 @@ def windows(x: Tensor, kernel: Sequence[int], padding: Sequence[int], stride: Se
 class PackedDoublingConv2d(PackedConv2d):
     """DoublingConv2d of 3x3: (B,C,h,w) -> (B,C',2h,2w), channels last, in less than half of the products."""
 
-    def __init__(self, layer: DoublingConv2d, dtype: torch.dtype) -> None:
-        super().__init__(layer, dtype)
+    def __init__(self, layer: DoublingConv2d, scratch: Scratch) -> None:
+        super().__init__(layer, scratch)
         self._phases: Optional[PackedConv2d] = None
 
     def forward(self, x: Tensor, size: Optional[Sequence[int]] = None) -> Tensor:
@@ -303,7 +343,7 @@ class PackedDoublingConv2d(PackedConv2d):
         layer.weight = nn.Parameter(weight, requires_grad=False)
         if self.bias is not None:
             layer.bias = nn.Parameter(self.bias.repeat(4), requires_grad=False)
-        return PackedConv2d(layer, self._dtype)
+        return PackedConv2d(layer, Scratch(self._dtype))
 
 
 KINDS: Dict[Type[nn.Module], Any] = {
@@ -319,7 +359,13 @@ def pack(model: nn.Module, dtype: torch.dtype) -> int:
 
     Their weights may still be of another; everything else in the model is of that dtype.
     """
-    return _replace(model, lambda layer: KINDS[type(layer)](layer, dtype) if can_be_packed(layer, dtype) else None)
+
+    def pack_with(scratch: Scratch) -> Any:
+        return lambda layer: KINDS[type(layer)](layer, scratch) if can_be_packed(layer, dtype) else None
+
+    # Each part of the model has a scratch of its own, as some are never used, like the encoder of a first stage.
+    parts = [part for part in model.children() if type(part) not in KINDS]
+    return sum(_replace(part, pack_with(Scratch(dtype))) for part in parts) + _replace(model, pack_with(Scratch(dtype)))
 
 
 def unpack(model: nn.Module) -> int:
@@ -368,8 +414,15 @@ def _works(kind: Any, sizes: Dict[str, int], shape: Sequence[int], dtype: torch.
                 owner._parameters[name] = nn.Parameter(_waves(parameter.shape, dtype), requires_grad=False)
     x, before = _waves(shape, dtype), {name: value.clone() for name, value in layer.state_dict().items()}
     expected = layer(x)
-    packed = KINDS[kind](layer, dtype)
+    for owner in layer.modules():
+        if "weight" in owner._parameters:  # as a file has it: in another dtype, and these numbers are the same in it
+            owner._parameters["weight"] = nn.Parameter(owner._parameters["weight"].double(), requires_grad=False)
+    scratch = Scratch(dtype)
+    packed = KINDS[kind](layer, scratch)
+    packed(x)
+    scratch.hold(torch.zeros(max(value.numel() for value in before.values()), dtype=torch.float64))
     eps = torch.finfo(dtype).eps * 8
+    # What is packed must lie in memory of its own: the scratch holds zeros by now.
     if not torch.allclose(packed(x), expected, rtol=eps, atol=eps):
         return False
     return all(torch.equal(value, before[name]) for name, value in packed.unpacked().state_dict().items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 from ldm.inference import packing
 from ldm.inference.checkpoint import load_model, read_state_dict
 from ldm.inference.contents import read_contents
-from ldm.inference.packing import PackedConv2d, PackedLinear, can_pack, pack, unpack
+from ldm.inference.packing import PackedConv2d, PackedLinear, Scratch, can_pack, pack, unpack
 from ldm.inference.pipeline import Pipeline
 from ldm.inference.runtime import Precision
 from ldm.inference.spec import GenerationRequest, SamplerConfig
@@ -174,6 +175,43 @@ def test_weights_of_another_precision_are_rounded_as_if_they_had_been_before(num
         assert torch.equal(converted.state_dict()[name], value.to(dtype))
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (2, 0, 3, 1)])
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("at_once", [1, 100, packing.CONVERTED_AT_ONCE])
+def test_a_scratch_holds_what_a_copy_would_be(at_once, stored, order, monkeypatch):
+    monkeypatch.setattr(packing, "CONVERTED_AT_ONCE", at_once)
+    scratch = Scratch(torch.bfloat16)
+    for shape in ((7, 5, 3, 3), (2, 3, 1, 1), (40, 24, 3, 3)):
+        weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(stored).permute(*order)
+        held = scratch.hold(weight)
+        assert held.is_contiguous()
+        assert held.dtype is torch.bfloat16
+        assert torch.equal(held, weight.to(torch.bfloat16))
+
+
+def test_a_weight_that_is_as_it_is_packed_from_is_not_copied():
+    weight = torch.randn(4, 6, dtype=torch.bfloat16)
+    assert Scratch(torch.bfloat16).hold(weight) is weight
+
+
+@needs_packing
+def test_layers_share_a_scratch_until_the_last_of_them_is_packed():
+    model = nn.Sequential(nn.Sequential(*(nn.Linear(24, 24) for _ in range(3)))).requires_grad_(False)
+    x = torch.randn(2, 24, dtype=torch.bfloat16)
+    expected = copy.deepcopy(model).to(torch.bfloat16)(x)
+    for layer in model[0]:
+        layer.bias.data = layer.bias.data.to(torch.bfloat16)
+    pack(model, torch.bfloat16)
+    scratch = weakref.ref(model[0][0]._scratch)
+    assert all(layer._scratch is scratch() for layer in model[0])
+    first, second, third = model[0]
+    second(first(x))
+    assert scratch() is not None
+    third(x)
+    assert scratch() is None
+    assert torch.allclose(model(x), expected, rtol=0.05, atol=0.05)
+
+
 @needs_packing
 def test_a_weight_that_was_packed_leaves_nothing_of_its_file_in_memory(tmp_path):
     layer = nn.Linear(1024, 4096, bias=False)
@@ -331,6 +369,18 @@ def test_operators_that_give_other_numbers_are_not_used(monkeypatch):
 
 
 @needs_packing
+def test_operators_that_pack_into_no_memory_of_their_own_are_not_used(monkeypatch):
+    monkeypatch.setattr(packing, "linear", lambda x, weight, bias, behind=None: nn.functional.linear(x, weight, bias))
+    monkeypatch.setattr(packing.KINDS[nn.Linear], "_packed_weight", lambda self: self._weight)
+    found = {}
+    for kept in (torch.clone, lambda weight: weight):
+        monkeypatch.setattr(packing, "linear_weight", kept)
+        linear = (nn.Linear, {"in_features": 16, "out_features": 32}, (3, 16), torch.float32)
+        found[kept is torch.clone] = packing._works(*linear)
+    assert found == {True: True, False: False}
+
+
+@needs_packing
 def test_weights_of_another_precision_that_are_left_to_packing_paint_the_same_picture(tiny_model, tmp_path):
     state, _ = read_state_dict(tiny_model.checkpoint)
     torch.save({"state_dict": {name: value.half() for name, value in state.items()}}, str(tmp_path / "half.ckpt"))
@@ -369,7 +419,7 @@ def test_what_a_batch_gives_does_not_depend_on_the_batch_before(dtype):
     batches = {rows: torch.randn(rows, 24, 16, 12, dtype=dtype) for rows in (1, 2, 3, 8, 9)}
 
     def packed():
-        return PackedConv2d(copy.deepcopy(layer).to(dtype).requires_grad_(False), dtype)
+        return PackedConv2d(copy.deepcopy(layer).to(dtype).requires_grad_(False), Scratch(dtype))
 
     alone = {rows: packed()(batch) for rows, batch in batches.items()}
     used = packed()
@@ -382,7 +432,8 @@ def test_packing_tells_what_it_has_freed(monkeypatch):
     seen = []
     monkeypatch.setattr(packing.freed, "add", lambda weight: seen.append(weight.numel()))
     layers = [nn.Linear(256, 512), nn.Conv2d(4, 8, 3)]
-    packed_linear, packed = (packing.KINDS[type(layer)](layer.requires_grad_(False), torch.float32) for layer in layers)
+    scratch = Scratch(torch.float32)
+    packed_linear, packed = (packing.KINDS[type(layer)](layer.requires_grad_(False), scratch) for layer in layers)
     assert seen == [], "before they are used"
     for rows in (1, 2, 9):
         packed_linear(torch.zeros(rows, 256))
