@@ -36,13 +36,12 @@ LABELS = {
 }
 
 
-def paint(order: Order, digest: Optional[Future[str]]) -> None:
-    """Everything that the order asks for, onto the disk. Nothing is written before the model is loaded.
+def paint(order: Order, pipeline: Pipeline, digest: Optional[Future[str]]) -> None:
+    """Everything that the order asks for, onto the disk.
 
     digest  of the weights, for the pictures' metadata; None leaves it out.
     """
     options = order.options
-    pipeline = load(order)
     outdir = make_folder(Path(options.outdir))
     samples = NumberedFiles(make_folder(outdir / "samples"), "{:05}.png")
     if options.from_file:

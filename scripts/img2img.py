@@ -13,7 +13,7 @@ from ldm.errors import RequestError
 from ldm.inference.models import read_shape
 from ldm.modules.encoders.tokenizer import find_tokenizer
 from scripts._options import OptionParser, Order, find_batches, find_checker, find_model, find_template
-from scripts._run import run
+from scripts._run import leave, run
 
 SCALE = 5.0
 SIDE_MULTIPLE = 32  # px, to which the original rounds the sides of the init image down
@@ -55,4 +55,4 @@ def settle(options: argparse.Namespace) -> Order:
 
 
 if __name__ == "__main__":
-    sys.exit(run(build_parser(), settle))
+    leave(run(build_parser(), settle))

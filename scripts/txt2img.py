@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ldm.inference.models import LAION_400M, read_shape
 from ldm.modules.encoders.tokenizer import find_tokenizer
 from scripts._options import OptionParser, Order, find_batches, find_checker, find_model, find_template
-from scripts._run import run
+from scripts._run import leave, run
 
 OUTDIR = "outputs/txt2img-samples"
 SCALE = 7.5
@@ -44,4 +44,4 @@ def settle(options: argparse.Namespace) -> Order:
 
 
 if __name__ == "__main__":
-    sys.exit(run(build_parser(), settle))
+    leave(run(build_parser(), settle))

@@ -30,6 +30,7 @@ from jobs.worker.stop import Halt, Limits
 from jobs.worker.worker import Generate, Loaded, Worker, run_shard, sweep_shards
 from ldm.errors import GenerationError, RunError, SdbatchError
 from ldm.inference.cards import listed_cards
+from ldm.modules.memory import nothing_to_collect
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _work_on(
     if todo or is_wanted(run):
         limits.check()
         with kernel_cache(os.environ, run.path, attendant.now.rank):
-            with limits.droppable():
+            with limits.droppable(), nothing_to_collect():
                 model = load_model(info, spec)
             attendant.update(device=model.device, loading=time.time() - attendant.now.started)
             ends.update(_make_shards(run, info, todo, model.generate, _worker(info, spec, attendant), limits))

@@ -145,7 +145,7 @@ def test_the_safety_checker_is_looked_for_where_the_model_needs_one(tmp_path, mo
 
 
 def test_too_little_memory_is_one_line(script, monkeypatch):
-    def paint(order, digest):
+    def paint(order, pipeline, digest):
         torch.empty(2**60, dtype=torch.uint8)
 
     monkeypatch.setattr("scripts._paint.paint", paint)
