@@ -302,13 +302,18 @@ class Filtered:
 
     def __init__(self, weight: Tensor, m: int) -> None:
         self._plain = weight  # which cannot be had back to the last bit; often the file's own, mapped
-        self._weight = winograd.transformed(weight, m)
+        self._products = [_multiplied_by(linear_weight(each)) for each in winograd.transformed(weight, m)]
+        freed.add(weight)
 
     def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
-        return winograd.convolve(x, self._weight, bias)
+        return winograd.convolve(x, self._products, self._plain.shape[0], bias)
 
     def plain_weight(self) -> Tensor:
         return self._plain
+
+
+def _multiplied_by(packed: Tensor) -> winograd.Product:
+    return lambda x: linear(x, packed, None)
 
 
 def windows(x: Tensor, kernel: Sequence[int], padding: Sequence[int], stride: Sequence[int]) -> Tensor:

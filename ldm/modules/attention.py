@@ -22,8 +22,8 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # Scores of one slice, in elements: bounds the memory of attention where torch has no fused kernel.
 SLICE_ELEMENTS = 2**26
-# Query places of one slice of one head, on a CPU: their scores stay in its caches. Where there are fewer keys than twice
-# as many, all heads at once are quicker.
+# Query places of one slice of one head, on a CPU: their scores stay in its caches. Of fewer keys than twice as many,
+# all heads at once are quicker.
 ROWS = 512
 # Numbers in a register: values of 40 are summed in two thirds of the time if they are taken for 48, with zeros.
 LANES = 16

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple, Optional
+from typing import Callable, Iterator, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+Product = Callable[[Tensor], Tensor]
 
 # Where the polynomials behind it are evaluated, by m, and at infinity. For m = 4 these round a third as much as the
 # usual 0, 1, -1, 2, -2; that they take multiplications and those additions alone costs nothing in a matrix product.
@@ -28,38 +30,47 @@ AT_ONCE = 2**22
 
 
 class Matrices(NamedTuple):
-    """Of a tile with its rows and columns at once: a (m^2,n^2), g (n^2,9), b (n^2,n^2)."""
+    """Of a tile's rows, and of its columns: a (m,n), g (n,3), b (n,n)."""
 
     a: Tensor
     g: Tensor
     b: Tensor
 
 
-def transformed(weight: Tensor, m: int) -> Tensor:
-    """G g G^T of the weights g (C',C,3,3), for tiles of m x m results: (n^2,C,C')."""
-    inputs_last = weight.permute(2, 3, 1, 0)
-    return (matrices(m, weight.dtype).g @ inputs_last.reshape(9, -1)).view(-1, *inputs_last.shape[2:])
+def transformed(weight: Tensor, m: int) -> Iterator[Tensor]:
+    """G g G^T of weights g (C',C,3,3), for tiles of m x m results: (C',C) for each of the n^2 places, row by row."""
+    g = matrices(m, weight.dtype).g
+    for of_row in torch.einsum("ur,ocrs->uocs", g, weight):
+        yield from torch.einsum("vs,ocs->voc", g, of_row).contiguous()
 
 
-def convolve(x: Tensor, transformed_weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-    """x (B,C,H,W) -> (B,C',H,W), channels last: a convolution of 3x3 with a margin of 1, stride 1. No gradients."""
-    squared, channels, outputs = transformed_weight.shape
-    n = math.isqrt(squared)
+def convolve(x: Tensor, products: Sequence[Product], outputs: int, bias: Optional[Tensor]) -> Tensor:
+    """x (B,C,H,W) -> (B,outputs,H,W), channels last: a convolution of 3x3 with a margin of 1, stride 1. No gradients.
+
+    products  for each of the n^2 places, tiles (P,C) -> (P,outputs): by the transformed weights of the place.
+    """
+    n = math.isqrt(len(products))
     m = n - 2
     a, _, b = matrices(m, x.dtype)
-    batch, _, height, width = x.shape
+    batch, channels, height, width = x.shape
     high, wide = -(-height // m), -(-width // m)
     padded = functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1 + wide * m - width, 1, 1 + high * m - height))
     seen = padded.unfold(1, n, m).unfold(2, n, m).permute(4, 5, 0, 1, 2, 3)  # (n,n,B,high,wide,C), a view
     out = x.new_empty(batch, high, m, wide, m, outputs)
-    rows = max(1, AT_ONCE // (squared * batch * wide * max(channels, outputs)))
+    rows = max(1, AT_ONCE // (n * n * batch * wide * max(channels, outputs)))
     for first in range(0, high, rows):
-        tiles = b @ seen[:, :, :, first : first + rows].reshape(squared, -1)
-        products = torch.bmm(tiles.view(squared, -1, channels), transformed_weight)
-        results = (a @ products.view(squared, -1)).view(m, m, batch, -1, wide, outputs)
+        tiles = _both_sides(b, seen[:, :, :, first : first + rows].reshape(n, n, -1)).view(n * n, -1, channels)
+        multiplied = torch.stack([product(tile) for product, tile in zip(products, tiles)])
+        results = _both_sides(a, multiplied.view(n, n, -1)).view(m, m, batch, -1, wide, outputs)
         into = out[:, first : first + rows]
         torch.add(results.permute(2, 3, 0, 4, 1, 5), 0 if bias is None else bias, out=into)
     return out.view(batch, high * m, wide * m, outputs)[:, :height, :width].permute(0, 3, 1, 2)
+
+
+def _both_sides(matrix: Tensor, tiles: Tensor) -> Tensor:
+    """M t M^T of every tile: M (k,n), t (n,n,X), the tiles last -> (k,k,X)."""
+    n = tiles.shape[0]
+    return torch.matmul(matrix, (matrix @ tiles.view(n, -1)).view(matrix.shape[0], n, -1))
 
 
 @functools.lru_cache(maxsize=None)
@@ -75,4 +86,4 @@ def matrices(m: int, dtype: torch.dtype) -> Matrices:
         b[i, : n - 1] = np.poly(others)[::-1]
     a[-1, -1] = g[-1, -1] = 1
     b[-1] = np.poly(points)[::-1]
-    return Matrices(*(torch.from_numpy(np.kron(each, each)).to(dtype) for each in (a, g, b)))
+    return Matrices(*(torch.from_numpy(each).to(dtype) for each in (a, g, b)))
