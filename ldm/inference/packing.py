@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from ldm.errors import first_line
 from ldm.inference.runtime import without_init
+from ldm.inference.scratch import Scratch, freed
 from ldm.modules.attention import GEGLU
 from ldm.modules.diffusionmodules import winograd
 from ldm.modules.diffusionmodules.doubling import DoublingConv2d, interleaved, phase_weights, repeated
-from ldm.modules.memory import trim_memory
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +43,6 @@ ROWS = 8
 FILTERED_PLACES = {4: 24 * 24, 2: 12 * 12}
 FILTERED_CHANNELS = 128
 USUAL = [(3, 3), (1, 1), (1, 1), (1, 1)]  # kernel, padding, stride, dilation
-# Numbers that are converted before they are put in another order, few enough for the processor's caches.
-CONVERTED_AT_ONCE = 2**19
-# After so many freed bytes the C library is told to give them back, which takes it about a millisecond.
-FREED_BYTES = 2**25
 # In float32 the packed operator starts 30 us later than `linear`, which a matrix of fewer weights cannot make good.
 LEAST_WEIGHTS_IN_FLOAT32 = 2**16
 
@@ -61,53 +57,6 @@ def linear(x: Tensor, packed: Tensor, bias: Optional[Tensor], behind: Any = NOTH
     """x (...,in) -> (...,out) with a weight of `linear_weight`."""
     summed: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, *behind)
     return summed
-
-
-class Freed:
-    """What packing has freed: pieces between others that are in use, which the C library keeps unless it is told.
-
-    Without this a process holds half a GB more once its network was called.
-    """
-
-    def __init__(self) -> None:
-        self._bytes = 0
-
-    def add(self, weight: Tensor) -> None:
-        """As many bytes as a weight has."""
-        self._bytes += weight.numel() * weight.element_size()
-        if self._bytes >= FREED_BYTES:
-            self._bytes = 0
-            trim_memory()
-
-
-freed = Freed()
-
-
-class Scratch:
-    """Memory in which the weights of a network get the dtype and the order that they are packed from, one by one.
-
-    A piece of its own for each would be fresh from the system, which takes longer to hand it out than all else that is
-    done with it. The layers that are not packed yet have the scratch; with the last of them it goes.
-    """
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self._memory = torch.empty(0, dtype=dtype)
-
-    def hold(self, weight: Tensor) -> Tensor:
-        """The weight, contiguous and in the dtype, until the next one is held; itself if it is so."""
-        if weight.dtype is self.dtype and weight.is_contiguous():
-            return weight
-        count = weight.numel()
-        if self._memory.numel() < count:
-            self._memory = torch.empty(0, dtype=self.dtype)  # given back before there is more
-            self._memory = torch.empty(count, dtype=self.dtype)
-        held = self._memory[:count].view(weight.shape)
-        # A copy that converts and reorders at once takes twice as long as one after the other.
-        rows = max(1, CONVERTED_AT_ONCE * weight.shape[0] // max(count, 1))
-        for given, into in zip(torch.split(weight, rows), torch.split(held, rows)):
-            into.copy_(given.to(self.dtype))
-        return held
 
 
 class Packed(nn.Module, abc.ABC):
@@ -139,9 +88,11 @@ class Packed(nn.Module, abc.ABC):
         scratch = self._scratch or Scratch(self._dtype)
         return scratch.hold(weight if order is None else weight.permute(*order))
 
-    def _is_packed(self) -> None:
-        """What was given is not needed any more."""
+    def _let_go(self, *packed: Tensor) -> None:
+        """What was given is not needed any more, now that these are packed."""
         self._given = self._scratch = None
+        for weight in packed:
+            freed.add(weight)
 
     @abc.abstractmethod
     def _packed_weight(self) -> Tensor:
@@ -158,8 +109,7 @@ class PackedLinear(Packed):
     def forward(self, x: Tensor) -> Tensor:
         if self._weight is None:
             self._weight = linear_weight(self._to_pack())
-            self._is_packed()
-            freed.add(self._weight)
+            self._let_go(self._weight)
         return linear(x, self._weight, self.bias)
 
     def _packed_weight(self) -> Tensor:
@@ -180,9 +130,7 @@ class PackedGEGLU(Packed):
         if self._halves is None:
             value, gate = (linear_weight(half) for half in self._to_pack().chunk(2))
             self._halves = value, gate
-            self._is_packed()
-            freed.add(value)
-            freed.add(gate)
+            self._let_go(value, gate)
         (value, gate), (of_value, of_gate) = self._halves, self.bias.chunk(2)
         return linear(x, value, of_value).mul_(linear(x, gate, of_gate, GELU_BEHIND))
 
@@ -205,7 +153,7 @@ class PackedConv2d(Packed):
         if self._way is None or x.shape[2:] != self._suits:
             self._way = self._way_for(x.shape[2:])
             self._suits = x.shape[2:]
-            self._is_packed()
+            self._let_go()
         return self._way(x, self.bias)
 
     def is_filtered(self, size: Sequence[int]) -> bool:
@@ -302,18 +250,14 @@ class Filtered:
 
     def __init__(self, weight: Tensor, m: int) -> None:
         self._plain = weight  # which cannot be had back to the last bit; often the file's own, mapped
-        self._products = [_multiplied_by(linear_weight(each)) for each in winograd.transformed(weight, m)]
-        freed.add(weight)
+        packed = map(linear_weight, winograd.transformed(weight, m))
+        self._products = [functools.partial(linear, packed=each, bias=None) for each in packed]
 
     def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
         return winograd.convolve(x, self._products, self._plain.shape[0], bias)
 
     def plain_weight(self) -> Tensor:
         return self._plain
-
-
-def _multiplied_by(packed: Tensor) -> winograd.Product:
-    return lambda x: linear(x, packed, None)
 
 
 def windows(x: Tensor, kernel: Sequence[int], padding: Sequence[int], stride: Sequence[int]) -> Tensor:
@@ -342,7 +286,8 @@ class PackedDoublingConv2d(PackedConv2d):
         return interleaved(self._phases(x))
 
     def _of_phases(self) -> PackedConv2d:
-        weight = phase_weights(self.plain_weight())
+        self._given, self._scratch = self.plain_weight(), None  # from which the phases' weights cannot be had back
+        weight = phase_weights(self._given)
         with without_init():
             layer = nn.Conv2d(weight.shape[1], weight.shape[0], 2, padding=1, bias=self.bias is not None)
         layer.weight = nn.Parameter(weight, requires_grad=False)
@@ -368,7 +313,7 @@ def pack(model: nn.Module, dtype: torch.dtype) -> int:
     def pack_with(scratch: Scratch) -> Any:
         return lambda layer: KINDS[type(layer)](layer, scratch) if can_be_packed(layer, dtype) else None
 
-    # Each part of the model has a scratch of its own, as some are never used, like the encoder of a first stage.
+    # A scratch for each part: layers that are never used, as a first stage's encoder, must not hold the U-Net's.
     parts = [part for part in model.children() if type(part) not in KINDS]
     return sum(_replace(part, pack_with(Scratch(dtype))) for part in parts) + _replace(model, pack_with(Scratch(dtype)))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ldm.modules.diffusionmodules.util import rows_like
+from ldm.modules.diffusionmodules.util import add_into, rows_like
 from ldm.modules.processor import AMX_BF16, processor_flags
 from ldm.modules.recall import Recall
 from ldm.modules.token_merging import TokenMerging
@@ -70,7 +70,7 @@ def attend_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = q.new_empty(min(places, ROWS), k.shape[2])
     values = v.new_zeros(v.shape[2], -(-v.shape[3] // LANES) * LANES)
     sums = v.new_empty(scores.shape[0], values.shape[1])
-    softmax_ = softmax_in_place()
+    softmax_ = softmax_in_place(q.dtype)
     for picture in range(batch):
         for head in range(heads):
             keys = k[picture, head].t() * width**-0.5
@@ -82,7 +82,7 @@ def attend_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=None)
-def softmax_in_place() -> Callable[[Tensor], Tensor]:
+def softmax_in_place(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """softmax over the last dimension of (N,M), written over its argument: then it stays in the processor's caches.
 
     torch's kernel reads a row before it writes it. As that is not promised it is tried, and if need be done without.
@@ -93,7 +93,7 @@ def softmax_in_place() -> Callable[[Tensor], Tensor]:
         return written
 
     with torch.no_grad():
-        trials = [torch.linspace(-9, 9, 3 * count).sin().mul(9).view(3, count).bfloat16() for count in (77, 4 * ROWS)]
+        trials = [torch.linspace(-9, 9, 3 * count).sin().mul(9).view(3, count).to(dtype) for count in (77, 4 * ROWS)]
         try:
             if all(torch.equal(in_place(trial.clone()), trial.softmax(dim=-1)) for trial in trials):
                 return in_place
@@ -178,11 +178,11 @@ class BasicTransformerBlock(nn.Module):
         recall: Optional[Recall] = None,
         merging: Optional[TokenMerging] = None,
     ) -> Tensor:
-        x = x + self._attend_to_itself(self.norm1(x), merging)
+        x = add_into(self._attend_to_itself(self.norm1(x), merging), x)
         if context is not None:
             x = rows_like(x, context)
-        x = x + self.attn2(self.norm2(x), context, recall)
-        return x + self.ff(self.norm3(x))
+        x = add_into(self.attn2(self.norm2(x), context, recall), x)
+        return add_into(self.ff(self.norm3(x)), x)
 
     def _attend_to_itself(self, x: Tensor, merging: Optional[TokenMerging]) -> Tensor:
         if merging is None:
@@ -226,7 +226,7 @@ class SpatialTransformer(nn.Module):
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)
         for block in self.transformer_blocks:
             tokens = block(tokens, context, recall, merging)
-        return rows_like(x, tokens) + self.proj_out(tokens.transpose(1, 2).unflatten(2, (height, width)))
+        return add_into(self.proj_out(tokens.transpose(1, 2).unflatten(2, (height, width))), rows_like(x, tokens))
 
 
 def zeroed(module: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import pytest
@@ -25,4 +26,5 @@ def script(tiny_model, tmp_path, monkeypatch, capfd):
         printed = capfd.readouterr()
         return code, printed.out, printed.err
 
-    return call
+    yield call
+    gc.unfreeze()  # what this test has loaded

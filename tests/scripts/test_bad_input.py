@@ -178,3 +178,11 @@ def test_without_weights_a_fresh_machine_reads_what_to_do(tmp_path):
     assert "--model emoji-v1" in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert os.listdir(tmp_path) == []
+
+
+def test_a_process_that_leaves_has_said_everything_and_done_what_it_was_to_do_at_its_end():
+    code = "import atexit; from scripts._run import leave; atexit.register(print, 'done'); print('said'); leave(4)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=SCRIPT.parents[1], check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (4, "said\ndone\n", "")

@@ -15,6 +15,7 @@ from torch.nn import functional
 from ldm.errors import ConfigError
 from ldm.modules.attention import attend
 from ldm.modules.diffusionmodules.doubling import DoublingConv2d, repeated
+from ldm.modules.diffusionmodules.util import add_into
 
 
 class Upsample(nn.Module):
@@ -55,9 +56,9 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(functional.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(functional.silu(self.norm2(h))))
-        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+        h = self.conv1(functional.silu(self.norm1(x), inplace=True))
+        h = self.conv2(self.dropout(functional.silu(self.norm2(h), inplace=True)))
+        return add_into(h, self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
 class AttnBlock(nn.Module):
@@ -74,7 +75,7 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         q, k, v = (tokens(conv(h)) for conv in (self.q, self.k, self.v))
-        return x + self.proj_out(attend(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape))
+        return add_into(self.proj_out(attend(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)), x)
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ class Encoder(nn.Module):
             h = stage(h)
             if hasattr(stage, "downsample"):
                 h = stage.downsample(h)  # type: ignore[operator]  # a ModuleList forgets _Stage
-        return self.conv_out(functional.silu(self.norm_out(self.mid(h))))
+        return self.conv_out(functional.silu(self.norm_out(self.mid(h)), inplace=True))
 
 
 class Decoder(nn.Module):
@@ -174,7 +175,7 @@ class Decoder(nn.Module):
             h = stage(h)
             if hasattr(stage, "upsample"):
                 h = stage.upsample(h)  # type: ignore[operator]  # likewise
-        image = self.conv_out(functional.silu(self.norm_out(h)))
+        image = self.conv_out(functional.silu(self.norm_out(h), inplace=True))
         return torch.tanh(image) if self.tanh_out else image
 
 

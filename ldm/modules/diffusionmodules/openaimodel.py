@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ldm.errors import ConfigError
 from ldm.modules.attention import SpatialTransformer, zeroed
 from ldm.modules.diffusionmodules.doubling import DoublingConv2d, repeated
-from ldm.modules.diffusionmodules.util import rows_like, timestep_embedding
+from ldm.modules.diffusionmodules.util import add_into, rows_like, timestep_embedding
 from ldm.modules.recall import Recall
 
 
@@ -64,14 +64,14 @@ class ResBlock(nn.Module):
         self.use_scale_shift_norm = use_scale_shift_norm
         self.resample = resample
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            nn.GroupNorm(groups, channels), nn.SiLU(inplace=True), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(
             nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if use_scale_shift_norm else out_channels)
         )
         self.out_layers = nn.Sequential(
             nn.GroupNorm(groups, out_channels),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             nn.Dropout(dropout),
             zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
@@ -89,8 +89,8 @@ class ResBlock(nn.Module):
             scale, shift = code.chunk(2, dim=1)
             h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
         else:
-            h = self.out_layers(h + code)
-        return self.skip_connection(x) + h
+            h = self.out_layers(add_into(h, code))
+        return add_into(h, self.skip_connection(x))
 
 
 class TimestepEmbedSequential(nn.Sequential):
@@ -240,7 +240,9 @@ class UNetModel(nn.Module):
         )
         self.output_blocks = way_up(blocks, skips, widths, attends, num_res_blocks)
         self.out = nn.Sequential(
-            nn.GroupNorm(norm_groups, widths[0]), nn.SiLU(), zeroed(nn.Conv2d(widths[0], out_channels, 3, padding=1))
+            nn.GroupNorm(norm_groups, widths[0]),
+            nn.SiLU(inplace=True),
+            zeroed(nn.Conv2d(widths[0], out_channels, 3, padding=1)),
         )
 
     def forward(

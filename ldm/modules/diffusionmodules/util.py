@@ -1,4 +1,4 @@
-"""What the network is told beside its latent: how noisy that is, and how many texts there are for it."""
+"""What the network is told beside its latent, how noisy that is and how many texts there are for it; and its sums."""
 
 from __future__ import annotations
 
@@ -26,3 +26,10 @@ def rows_like(x: Tensor, other: Tensor) -> Tensor:
     """x (B,...) again and again until it has the rows of `other`, n*B."""
     times = other.shape[0] // x.shape[0]
     return x if times == 1 else torch.cat([x] * times)
+
+
+def add_into(result: Tensor, x: Tensor) -> Tensor:
+    """result + x, for a result that nobody else has: written over it where nothing is trained, to need no new map."""
+    if result.requires_grad or result.dtype is not x.dtype:  # as where autocast computes
+        return result + x
+    return result.add_(x)

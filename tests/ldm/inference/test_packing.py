@@ -175,25 +175,6 @@ def test_weights_of_another_precision_are_rounded_as_if_they_had_been_before(num
         assert torch.equal(converted.state_dict()[name], value.to(dtype))
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (2, 0, 3, 1)])
-@pytest.mark.parametrize("stored", [torch.float16, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("at_once", [1, 100, packing.CONVERTED_AT_ONCE])
-def test_a_scratch_holds_what_a_copy_would_be(at_once, stored, order, monkeypatch):
-    monkeypatch.setattr(packing, "CONVERTED_AT_ONCE", at_once)
-    scratch = Scratch(torch.bfloat16)
-    for shape in ((7, 5, 3, 3), (2, 3, 1, 1), (40, 24, 3, 3)):
-        weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(stored).permute(*order)
-        held = scratch.hold(weight)
-        assert held.is_contiguous()
-        assert held.dtype is torch.bfloat16
-        assert torch.equal(held, weight.to(torch.bfloat16))
-
-
-def test_a_weight_that_is_as_it_is_packed_from_is_not_copied():
-    weight = torch.randn(4, 6, dtype=torch.bfloat16)
-    assert Scratch(torch.bfloat16).hold(weight) is weight
-
-
 @needs_packing
 def test_layers_share_a_scratch_until_the_last_of_them_is_packed():
     model = nn.Sequential(nn.Sequential(*(nn.Linear(24, 24) for _ in range(3)))).requires_grad_(False)
@@ -205,11 +186,25 @@ def test_layers_share_a_scratch_until_the_last_of_them_is_packed():
     scratch = weakref.ref(model[0][0]._scratch)
     assert all(layer._scratch is scratch() for layer in model[0])
     first, second, third = model[0]
-    second(first(x))
+    with torch.inference_mode():
+        second(first(x))
     assert scratch() is not None
     third(x)
     assert scratch() is None
     assert torch.allclose(model(x), expected, rtol=0.05, atol=0.05)
+
+
+@needs_packing
+@pytest.mark.parametrize("number", range(len(plain_layers())))
+def test_every_kind_of_layer_lets_go_of_the_scratch_once_it_is_packed(number):
+    model = wrapped(plain_layers()[number], torch.float32)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(torch.bfloat16) if name.endswith("bias") else parameter.data
+    pack(model, torch.bfloat16)
+    scratch = weakref.ref(model[0]._scratch)
+    x = torch.zeros(1, 24, 16, 16, dtype=torch.bfloat16)
+    model(x if isinstance(model[0], PackedConv2d) else x.flatten(2).transpose(1, 2))
+    assert scratch() is None
 
 
 @needs_packing
@@ -401,15 +396,6 @@ def test_weights_of_another_precision_that_are_left_to_packing_paint_the_same_pi
 def test_what_is_loaded_for_the_cpu_is_packed(tiny_model):
     pipeline = Pipeline.load(tiny_model.config, tiny_model.checkpoint, device="cpu")
     assert unpack(pipeline.model) > 100
-
-
-def test_freed_weights_are_given_back_every_so_many_bytes(monkeypatch):
-    trims, freed = [], packing.Freed()
-    monkeypatch.setattr(packing, "trim_memory", lambda: trims.append(True))
-    half = torch.zeros(packing.FREED_BYTES // 2 // 4)
-    for expected in (0, 1, 1, 2):
-        freed.add(half)
-        assert len(trims) == expected
 
 
 @needs_packing

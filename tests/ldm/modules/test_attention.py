@@ -38,7 +38,7 @@ def test_slices_change_nothing(places: int, words: int, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(("places", "words"), [(1, 1), (300, 300), (700, 77), (1, 1024), (130, 1024), (1100, 1500)])
 def test_one_head_at_a_time_gives_the_same(places: int, words: int, in_place: bool, monkeypatch) -> None:
     if not in_place:
-        monkeypatch.setattr(attention, "softmax_in_place", lambda: lambda x: x.copy_(x.softmax(dim=-1)))
+        monkeypatch.setattr(attention, "softmax_in_place", lambda dtype: lambda x: x.copy_(x.softmax(dim=-1)))
     expected = attend_in_slices(*qkv(places, words))
     assert torch.allclose(attend_by_head(*qkv(places, words)), expected, atol=1e-6)
     in_bf16 = attend_by_head(*(x.bfloat16() for x in qkv(places, words)))
