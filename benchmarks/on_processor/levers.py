@@ -74,6 +74,20 @@ def gated_in_one(pipeline: Any) -> None:
         packing.pack(pipeline.model, dtype)
 
 
+def new_maps(pipeline: Any) -> None:
+    """A new map for every sum and every activation of the U-Net."""
+    from torch import nn
+
+    from ldm.modules import attention
+    from ldm.modules.diffusionmodules import openaimodel
+
+    for module in (attention, openaimodel):
+        replace(module, "add_into", lambda result, x: result + x)
+    for layer in pipeline.model.model.modules():
+        if isinstance(layer, nn.SiLU):
+            layer.inplace = False
+
+
 def convolved_narrow(_pipeline: Any) -> None:
     """Narrow maps convolved by the convolution too, not by one product."""
     from ldm.inference import packing
@@ -140,6 +154,7 @@ IN_USE: Dict[str, Lever] = {
     "doubling": Lever("doubled maps convolved as four small ones", unfused_doubling),
     "gating": Lever("gated layers as two products, GELU within one", gated_in_one),
     "attention": Lever("attention by what is fastest on the processor", fused_attention, dtypes=("bfloat16",)),
+    "in-place": Lever("sums and activations written over what nobody else has", new_maps),
     "huge-pages": Lever(
         "torch's memory in huge pages (for the first call, not for these)", env={"THP_MEM_ALLOC_ENABLE": "0"}
     ),

@@ -330,7 +330,7 @@ def test_operations_are_what_torch_counts(speed: SimpleNamespace) -> None:
         assert counted.get_total_flops() / 1e9 == pytest.approx(work.gflop, abs=0.05), work.what
 
 
-CHANGES = ("packing", "narrow", "filtering", "doubling", "gating", "attention", "recall")
+CHANGES = ("packing", "narrow", "filtering", "doubling", "gating", "attention", "in-place", "recall")
 MORE_CHANGES = ("attention-by-head", "attention-in-slices", "channels-last")  # but for `compile`, which takes minutes
 
 
@@ -358,10 +358,12 @@ def patched_names() -> List[Tuple[Any, str]]:
     """What levers change outside of a model."""
     from ldm.models.diffusion.ddpm import LatentDiffusion
     from ldm.modules import attention
+    from ldm.modules.diffusionmodules import openaimodel
 
     of_packing = [(packing, name) for name in ("NARROW", "FILTERED_PLACES", "KINDS")]
     doubling = (packing.PackedDoublingConv2d, "forward")
-    return [(attention, "attention_kernel"), (LatentDiffusion, "recalls"), doubling, *of_packing]
+    sums = [(module, "add_into") for module in (attention, openaimodel)]
+    return [(attention, "attention_kernel"), (LatentDiffusion, "recalls"), doubling, *of_packing, *sums]
 
 
 def test_every_lever_is_tested(speed: SimpleNamespace) -> None:
