@@ -35,7 +35,7 @@ def to_pixels(image: Tensor) -> list[Pixels]:
 
     A card makes bytes of the numbers before it hands them out: a quarter of what float32 would be.
     """
-    scaled = 255.0 * ((image.float() + 1.0) / 2.0).clamp(0.0, 1.0)
+    scaled = (image.float() + 1.0).div_(2.0).clamp_(0.0, 1.0).mul_(255.0)
     return list(scaled.permute(0, 2, 3, 1).byte().contiguous().cpu().numpy())
 
 

