@@ -21,13 +21,15 @@ def nothing(*_: Any) -> None:
 class Lever:
     """One change to a server of ours: variables set before it starts, then a change of its code or its loaded pipeline.
 
-    `what` is its row on the page; `dtypes` those that it changes anything in.
+    `what` is its row on the page; `dtypes` those that it changes anything in; `first_call` whether it is for the first
+    call of a process, which packs the weights, and not for the others.
     """
 
     what: str
     change: Callable[[Any], None] = nothing
     env: Mapping[str, str] = field(default_factory=dict)
     dtypes: Tuple[str, ...] = ("bfloat16", "float32")
+    first_call: bool = False
 
 
 def replace(owner: Any, name: str, value: Any) -> None:
@@ -137,11 +139,14 @@ def doubled_latents(pipeline: Any) -> None:
 
 
 def compile_network(pipeline: Any) -> None:
-    """torch.compile with frozen weights: the first call of each size compiles, for a minute or two."""
+    """torch.compile with frozen weights, and attention that it can take apart: the first call of each size compiles,
+    for a minute or two.
+    """
     import torch
     from torch._inductor import config
 
     unpack(pipeline)
+    sliced_attention(pipeline)
     config.freezing = True
     network = pipeline.model.model.diffusion_model
     network.forward = torch.compile(network.forward, dynamic=False)
@@ -155,14 +160,14 @@ IN_USE: Dict[str, Lever] = {
     "gating": Lever("gated layers as two products, GELU within one", gated_in_one),
     "attention": Lever("attention by what is fastest on the processor", fused_attention, dtypes=("bfloat16",)),
     "in-place": Lever("sums and activations written over what nobody else has", new_maps),
-    "huge-pages": Lever(
-        "torch's memory in huge pages (for the first call, not for these)", env={"THP_MEM_ALLOC_ENABLE": "0"}
-    ),
     "recall": Lever("keys and values of the words kept, and nothing done twice for both texts", doubled_latents),
 }
 LEFT_OUT: Dict[str, Lever] = {
     "attention-by-head": Lever("attention one head and 512 places at a time", attention_by_head),
     "attention-in-slices": Lever("attention in slices of all heads", sliced_attention),
+    "huge-pages": Lever(
+        "torch's memory in huge pages: the first call, which packs", env={"THP_MEM_ALLOC_ENABLE": "1"}, first_call=True
+    ),
     "malloc": Lever("freed memory kept by the C library", env=KEEP_LARGE_BLOCKS),
     "channels-last": Lever("channels last instead of packed weights", channels_last),
     "compile": Lever("`torch.compile` with frozen weights instead of packed ones", compile_network),

@@ -14,7 +14,6 @@ from typing import Any, Callable, Dict
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import ldm  # noqa: E402, F401 - before torch, as in the scripts: it says how torch is to ask for memory
 from on_processor import levers  # noqa: E402
 from on_processor.talk import Answers, peak_mib, seconds_of, serve  # noqa: E402
 from on_processor.task import GUIDANCE, PROMPT, PROMPTS  # noqa: E402

@@ -174,9 +174,18 @@ def moved(bench: Bench, name: str) -> Iterator[Series]:
     """The U-Net without a lever that is in use, or with one that is not: in turns with ours as it is."""
     for dtype in levers.LEVERS[name].dtypes:
         starts = {"ours": partial(bench.ours, dtype), "moved": partial(bench.ours, dtype, [name])}
+        if levers.LEVERS[name].first_call:
+            first_calls = {way: partial(_first_call, start) for way, start in starts.items()}
+            yield {f"lever {name} {dtype}": alternate(first_calls, bench.rounds, bench.patience)}
+            continue
         with servers(starts) as started:
             asks = {way: _timer(server, ("unet", SIZE)) for way, server in started.items()}
             yield {f"lever {name} {dtype}": alternate(asks, bench.rounds, bench.patience)}
+
+
+def _first_call(start: Callable[[], Server]) -> float:
+    with servers({"new": start}) as started:
+        return _timer(started["new"], ("unet", SIZE))()
 
 
 def whole(bench: Bench) -> Iterator[Series]:
