@@ -6,7 +6,7 @@ Module names are the names of the tensors in an SD v1 checkpoint.
 
 from __future__ import annotations
 
-import functools
+import itertools
 from typing import Callable, Optional, Set, Tuple
 
 import torch
@@ -25,7 +25,7 @@ SLICE_ELEMENTS = 2**26
 # Query places of one slice of one head, on a CPU: their scores stay in its caches. Of fewer keys than twice as many,
 # all heads at once are quicker.
 ROWS = 512
-# Numbers in a register: values of 40 are summed in two thirds of the time if they are taken for 48, with zeros.
+# Numbers in a register: values of 40 are summed in two thirds of the time if they are taken for 48.
 LANES = 16
 
 # Types of device on which torch's fused kernel was found to write the scores of all places at once into memory.
@@ -62,44 +62,39 @@ def attend_in_slices(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same sum, a slice of the query places of one head at a time; for what is not trained."""
+    """The same sum, a slice of the query places of one head at a time; for what is not trained.
+
+    The weights are exp(q k^T / sqrt(d)), written over the scores while these are in the processor's caches; a column of
+    ones beside the values has the product sum them, too, and its results are divided by that sum. Softmax subtracts
+    the largest score first, which is one more reading of them all, and only needed where sums leave the dtype's range:
+    such a head is computed again with it.
+    """
     batch, heads, places, width = q.shape
     if k.shape[2] < 2 * ROWS:
         return attend_in_slices(q, k, v)
     out = q.new_empty(batch, places, heads, v.shape[3]).transpose(1, 2)  # as the next layer reads it
     scores = q.new_empty(min(places, ROWS), k.shape[2])
-    values = v.new_zeros(v.shape[2], -(-v.shape[3] // LANES) * LANES)
-    sums = v.new_empty(scores.shape[0], values.shape[1])
-    softmax_ = softmax_in_place(q.dtype)
-    for picture in range(batch):
-        for head in range(heads):
-            keys = k[picture, head].t() * width**-0.5
-            values[:, : v.shape[3]] = v[picture, head]
-            for rows, into in zip(q[picture, head].split(ROWS), out[picture, head].split(ROWS)):
-                weights = softmax_(torch.mm(rows, keys, out=scores[: len(rows)]))
-                into.copy_(torch.mm(weights, values, out=sums[: len(rows)])[:, : v.shape[3]])
+    values = v.new_zeros(v.shape[2], (v.shape[3] // LANES + 1) * LANES)
+    values[:, v.shape[3]] = 1
+    sums = v.new_empty(places, values.shape[1])
+    of_values, of_weights = sums[:, : v.shape[3]], sums[:, v.shape[3], None]
+    for picture, head in itertools.product(range(batch), range(heads)):
+        keys = k[picture, head].t() * width**-0.5
+        values[:, : v.shape[3]] = v[picture, head]
+        for rows, into in zip(q[picture, head].split(ROWS), sums.split(ROWS)):
+            torch.mm(torch.mm(rows, keys, out=scores[: len(rows)]).exp_(), values, out=into)
+        if _are_in_range(of_weights):
+            torch.div(of_values, of_weights, out=out[picture, head])
+        else:
+            of_head = (slice(picture, picture + 1), slice(head, head + 1))
+            out[of_head] = attend_in_slices(q[of_head], k[of_head], v[of_head])
     return out
 
 
-@functools.lru_cache(maxsize=None)
-def softmax_in_place(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """softmax over the last dimension of (N,M), written over its argument: then it stays in the processor's caches.
-
-    torch's kernel reads a row before it writes it. As that is not promised it is tried, and if need be done without.
-    """
-
-    def in_place(x: Tensor) -> Tensor:
-        written: Tensor = torch.ops.aten._softmax.out(x, -1, False, out=x)
-        return written
-
-    with torch.no_grad():
-        trials = [torch.linspace(-9, 9, 3 * count).sin().mul(9).view(3, count).to(dtype) for count in (77, 4 * ROWS)]
-        try:
-            if all(torch.equal(in_place(trial.clone()), trial.softmax(dim=-1)) for trial in trials):
-                return in_place
-        except (RuntimeError, AttributeError, TypeError):
-            pass
-    return lambda x: x.copy_(x.softmax(dim=-1))
+def _are_in_range(sums: Tensor) -> bool:
+    """Whether sums of exponentials lie where neither they nor the large ones among their terms were cut off."""
+    furthest = torch.finfo(sums.dtype).max ** 0.5  # leaves the other half of the exponents to the values
+    return 1 / furthest < float(sums.amin()) and float(sums.amax()) < furthest
 
 
 class GEGLU(nn.Module):
