@@ -7,8 +7,8 @@ from typing import List
 from torch import Tensor
 
 from ldm.models.diffusion.guidance import NoisePredictor
-from ldm.models.diffusion.sampler import DrawNoise, Sampler, Step, Stepped, stepped
-from ldm.models.diffusion.steps import follow
+from ldm.models.diffusion.sampler import DrawNoise, Sampler, Step
+from ldm.models.diffusion.steps import Stepped, follow
 from ldm.modules.diffusionmodules.schedule import StepTable, ddim_sigmas
 
 
@@ -28,9 +28,8 @@ class DDIMSampler(Sampler):
             alpha, alpha_next, sigma = float(table.alpha[i]), float(table.alpha_next[i]), float(sigmas[i])
 
             def take(x: Tensor) -> Stepped:
-                noise = predict_noise(x, t)
-                x_next = follow(x, noise, alpha, alpha_next, sigma) + sigma * draw_noise(x)
-                return stepped(x, x_next, noise, alpha)
+                x_next, clean = follow(x, predict_noise(x, t), alpha, alpha_next, sigma)
+                return Stepped(x_next.add_(draw_noise(x), alpha=sigma), clean)
 
             return take
 

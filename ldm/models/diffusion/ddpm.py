@@ -168,9 +168,10 @@ class LatentDiffusion(nn.Module):
         With n texts for each row, cond (n*B,L,D), the noise is (n*B,C,h,w), all rows with their first text before all
         with their second.
         """
-        context = None if cond is None else cond.to(self.dtype)
+        dtype = self.dtype
+        context = None if cond is None else cond.to(dtype)
         more = () if recall is None else (recall,)
-        return self.model(x_noisy.to(self.dtype), t, context, *more).to(x_noisy.dtype)
+        return self.model(x_noisy.to(dtype), t, context, *more).to(x_noisy.dtype)
 
     def get_learned_conditioning(self, c: List[str]) -> Tensor:
         """(B,L,D) for B prompts."""

@@ -54,7 +54,7 @@ def guided(
         if t < until:
             return network(x, t, cond)
         without, with_text = network(x, t, both).chunk(2)
-        return without + scale * (with_text - without)
+        return torch.lerp(without, with_text, scale)  # without + scale * (with_text - without)
 
     return predict_noise
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from ldm.errors import RequestError
 from ldm.inference.spec import LCM_STEPS
 from ldm.models.diffusion.guidance import NoisePredictor
-from ldm.models.diffusion.sampler import DrawNoise, Sampler, Step, Stepped
-from ldm.models.diffusion.steps import add_noise, consistent_clean
+from ldm.models.diffusion.sampler import DrawNoise, Sampler, Step
+from ldm.models.diffusion.steps import Stepped, add_noise, consistent_clean
 from ldm.modules.diffusionmodules.schedule import StepTable
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ldm.errors import RequestError
 from ldm.models.diffusion.guidance import NoisePredictor
-from ldm.models.diffusion.sampler import DrawNoise, Sampler, Step, Stepped, stepped
-from ldm.models.diffusion.steps import adams_bashforth, follow
+from ldm.models.diffusion.sampler import DrawNoise, Sampler, Step
+from ldm.models.diffusion.steps import Stepped, adams_bashforth, follow
 from ldm.modules.diffusionmodules.schedule import StepTable
 
 
@@ -38,12 +38,12 @@ class PLMSSampler(Sampler):
                 history.insert(0, predict_noise(x, t))
                 if len(history) == 1:
                     draw_noise(x)
-                    noise = (history[0] + predict_noise(follow(x, history[0], alpha, alpha_next), t_next)) / 2
+                    noise = (history[0] + predict_noise(follow(x, history[0], alpha, alpha_next).x, t_next)) / 2
                 else:
                     noise = adams_bashforth(history)
                 del history[3:]
                 draw_noise(x)
-                return stepped(x, follow(x, noise, alpha, alpha_next), noise, alpha)
+                return follow(x, noise, alpha, alpha_next)
 
             return take
 

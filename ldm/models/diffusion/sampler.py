@@ -6,7 +6,7 @@ unmasked part of a picture, progress, and stopping nowhere in between.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -15,16 +15,8 @@ from torch import Tensor
 from ldm.errors import RequestError
 from ldm.inference.spec import NO_SHORTCUTS, Shortcuts
 from ldm.models.diffusion.guidance import NoisePredictor, guided, last_guided, network
-from ldm.models.diffusion.steps import add_noise, clean_estimate
+from ldm.models.diffusion.steps import Stepped, add_noise
 from ldm.modules.diffusionmodules.schedule import StepTable, make_step_table
-
-
-class Stepped(NamedTuple):
-    """x (B,C,h,w) after a step, and the clean latent (B,C,h,w) that the step saw in it."""
-
-    x: Tensor
-    clean: Tensor
-
 
 Step = Callable[[Tensor], Stepped]
 # Draws unit noise of x's shape; jobs draw each picture's from its own generator.
@@ -174,8 +166,3 @@ class Sampler:
         predict = guided(network(self.model), cond, unconditional_conditioning, unconditional_guidance_scale)
         steps = self.steps(predict, self.table.last(t_start), eta=self.eta, draw_noise=torch.randn_like)
         return run(steps, x_latent, on_step=None if callback is None else lambda i, _: callback(i))
-
-
-def stepped(x: Tensor, x_next: Tensor, noise: Tensor, alpha: float) -> Stepped:
-    """A step's outcome with the clean latent that its noise estimate saw."""
-    return Stepped(x_next, clean_estimate(x, noise, alpha))

@@ -2,12 +2,15 @@
 
 x (B,C,h,w) is the noisy latent, `noise` the estimate of the noise in it, `clean` of what is left without it. alpha is
 the signal power at x, alpha_next after the step: x = sqrt(alpha) * clean + sqrt(1 - alpha) * noise.
+
+A sum is taken up with `alpha=`, torch's name for the weight of what is added, and where nobody else sees it in place:
+latents are small, and what a step costs beside the network is the number of its operators.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Sequence, Tuple
+from typing import NamedTuple, Sequence, Tuple
 
 from torch import Tensor
 
@@ -25,26 +28,36 @@ LCM_DATA_DEVIATION = 0.5
 LCM_TIMESTEP_SCALE = 10.0
 
 
+class Stepped(NamedTuple):
+    """x (B,C,h,w) after a step, and the clean latent (B,C,h,w) that the step saw in it."""
+
+    x: Tensor
+    clean: Tensor
+
+
 def add_noise(clean: Tensor, noise: Tensor, alpha: float) -> Tensor:
     """x at signal power alpha (DDPM eq. 4)."""
-    return math.sqrt(alpha) * clean + math.sqrt(1 - alpha) * noise
+    return (math.sqrt(alpha) * clean).add_(noise, alpha=math.sqrt(1 - alpha))
 
 
 def clean_estimate(x: Tensor, noise: Tensor, alpha: float) -> Tensor:
     """What x would be without its noise (DDIM eq. 9)."""
-    return (x - math.sqrt(1 - alpha) * noise) / math.sqrt(alpha)
+    return x.sub(noise, alpha=math.sqrt(1 - alpha)).div_(math.sqrt(alpha))
 
 
-def follow(x: Tensor, noise: Tensor, alpha: float, alpha_next: float, sigma: float = 0.0) -> Tensor:
+def follow(x: Tensor, noise: Tensor, alpha: float, alpha_next: float, sigma: float = 0.0) -> Stepped:
     """x at alpha_next along a noise estimate, leaving room for fresh noise of deviation sigma (DDIM eq. 12)."""
     clean = clean_estimate(x, noise, alpha)
-    return math.sqrt(alpha_next) * clean + math.sqrt(1 - alpha_next - sigma**2) * noise
+    return Stepped((math.sqrt(alpha_next) * clean).add_(noise, alpha=math.sqrt(1 - alpha_next - sigma**2)), clean)
 
 
 def adams_bashforth(history: Sequence[Tensor]) -> Tensor:
     """The noise to follow, from up to four estimates, newest first."""
     weights = ADAMS_BASHFORTH[min(len(history), 4) - 1]
-    return sum(weight * noise for weight, noise in zip(weights, history))  # type: ignore[return-value]  # never empty
+    summed = weights[0] * history[0]
+    for weight, noise in zip(weights[1:], history[1:]):
+        summed.add_(noise, alpha=weight)
+    return summed
 
 
 def boundary_scalings(t: float) -> Tuple[float, float]:

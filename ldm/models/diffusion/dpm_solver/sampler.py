@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ldm.errors import RequestError
 from ldm.models.diffusion.guidance import NoisePredictor
-from ldm.models.diffusion.sampler import DrawNoise, Sampler, Step, Stepped
-from ldm.models.diffusion.steps import clean_estimate, dpm_solver_2m
+from ldm.models.diffusion.sampler import DrawNoise, Sampler, Step
+from ldm.models.diffusion.steps import Stepped, clean_estimate, dpm_solver_2m
 from ldm.modules.diffusionmodules.schedule import StepTable
 
 

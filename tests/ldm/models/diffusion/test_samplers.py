@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import RequestError
+from ldm.models.diffusion import steps
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.models.diffusion.lcm import LCMSampler
@@ -152,6 +153,22 @@ def test_a_mask_without_a_picture_is_refused() -> None:
 def test_an_option_that_does_not_exist_is_refused() -> None:
     with pytest.raises(TypeError, match="quantize_denoised"):
         sample(DDIMSampler, 5, start(), quantize_denoised=True)
+
+
+def test_a_step_is_the_papers_sum_and_changes_nothing_that_it_was_given() -> None:
+    """Sums are written in place, but only over what the step itself has made."""
+    x, *noises = torch.randn((5, 2, 4, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    given = [each.clone() for each in (x, *noises)]
+    alpha, alpha_next, sigma = 0.3, 0.6, 0.2
+    clean = (x - math.sqrt(0.7) * noises[0]) / math.sqrt(0.3)
+    stepped = steps.follow(x, noises[0], alpha, alpha_next, sigma)
+    assert torch.allclose(stepped.clean, clean)
+    assert torch.allclose(stepped.x, math.sqrt(0.6) * clean + math.sqrt(0.4 - 0.2**2) * noises[0])
+    assert torch.allclose(steps.add_noise(clean, noises[0], alpha), x)
+    for count, weights in enumerate(steps.ADAMS_BASHFORTH, start=1):
+        expected = sum(weight * noise for weight, noise in zip(weights, noises))
+        assert torch.allclose(steps.adams_bashforth(noises[:count]), expected)
+    assert all(torch.equal(now, before) for now, before in zip((x, *noises), given))
 
 
 def test_guidance_is_a_straight_line_through_both_answers() -> None:
