@@ -224,7 +224,8 @@ class SleepingDecoder(Sleeping):
             generator = torch.Generator().manual_seed(0)
             coarse = torch.randn(1, 3, shape[0] // 32, shape[1] // 32, generator=generator)
             smooth = nn.functional.interpolate(coarse, shape, mode="bicubic", align_corners=False)
-            self.picture = 0.4 * smooth + 0.03 * torch.randn(1, 3, *shape, generator=generator)
+            picture = 0.4 * smooth + 0.03 * torch.randn(1, 3, *shape, generator=generator)
+            self.picture = picture.contiguous(memory_format=torch.channels_last)  # as a decoder's convolutions leave it
         super().forward(x)
         return self.picture
 

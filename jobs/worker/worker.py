@@ -5,8 +5,9 @@ and a second one may run beside it: a picture's file is written once and stays, 
 Which pictures share a batch follows from the plan alone. A batch of which one picture is missing is made whole again
 and the others thrown away, so that the picture comes back to the byte: in another batch its last bits may differ.
 
-While a batch is sampled, the one before it is encoded, written and recorded in a thread behind. The book of records has
-no lock: it is the thread's from `submit` until `settle`, and the sampling one's from there to the next `submit`.
+While a batch is sampled, the one before it is written and recorded in a thread behind, its pictures encoded by a few
+more. The book of records has no lock: it is the thread's from `submit` until `settle`, and the sampling one's from
+there to the next `submit`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import contextlib
 import functools
 import itertools
 import logging
-from dataclasses import dataclass
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import (
     Any,
@@ -45,6 +48,10 @@ from ldm.inference.files import sweep
 from ldm.inference.spec import GenerationRequest, ImageRecord
 
 log = logging.getLogger(__name__)
+
+# Threads that encode the pictures of a batch, where there are processors for them: few steps on a card take less time
+# than one thread would behind them, and behind the last batch nothing is sampled.
+ENCODERS = 4
 
 
 @dataclass(frozen=True)
@@ -113,9 +120,10 @@ def run_shard(
     book.remake(image.index for image in todo)
     log.info("shard %d: %d of %d pictures to make", shard.index, len(todo), len(shard.images))
     take = functools.partial(_take_up, _waiting(shard, todo, book, worker), run, worker, book, limits)
-    write_down = functools.partial(_write_down, run, worker, book, limits)
     try:
-        _make(take, generate, write_down, worker, book, limits)
+        with ThreadPoolExecutor(min(ENCODERS, len(os.sched_getaffinity(0))), "encoder") as encoders:
+            write_down = functools.partial(_write_down, run, worker, book, limits, encoders)
+            _make(take, generate, write_down, worker, book, limits)
     except Halt:
         book.leave()
         raise
@@ -171,13 +179,28 @@ def _take_up(
     return None
 
 
-def _write_down(run: RunDir, worker: Worker, book: RecordBook, limits: Limits, outcomes: Sequence[Outcome]) -> None:
+def _write_down(
+    run: RunDir,
+    worker: Worker,
+    book: RecordBook,
+    limits: Limits,
+    encoders: ThreadPoolExecutor,
+    outcomes: Sequence[Outcome],
+) -> None:
     """Encode, keep and record a batch, and what is being tried by now, be it the first and this one none."""
     with limits.writing():
-        made = sum([_write_down_one(*outcome, run, worker, book) for outcome in outcomes])
+        begun = [(image, _begun(result, encoders)) for image, result in outcomes]
+        made = sum([_write_down_one(*outcome, run, worker, book) for outcome in begun])
         book.flush()
         if outcomes:
             worker.beat(made, len(outcomes) - made)
+
+
+def _begun(result: Union[Picture, SdbatchError], encoders: ThreadPoolExecutor) -> Union[Picture, SdbatchError]:
+    """The picture, being encoded."""
+    if isinstance(result, Picture) and result.encode is not None:
+        return replace(result, encode=encoders.submit(result.encode).result)
+    return result
 
 
 def _write_down_one(

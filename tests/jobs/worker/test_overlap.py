@@ -98,6 +98,30 @@ def test_a_batch_is_encoded_and_written_while_the_next_is_sampled(run):
     check_files(run)
 
 
+def test_the_pictures_of_a_batch_are_encoded_side_by_side(run, monkeypatch):
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda process: {0, 1})
+    both_encode = threading.Barrier(2)
+
+    def encode(prompt: str) -> None:
+        both_encode.wait(PATIENCE)
+
+    assert run_shard(run.shard(0), run, Stages(nothing, encode), worker()).done
+    check_files(run)
+
+
+def test_where_there_is_one_processor_one_picture_is_encoded_at_a_time(run, monkeypatch):
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda process: {0})
+    encoding = threading.Lock()
+
+    def encode(prompt: str) -> None:
+        assert encoding.acquire(blocking=False)
+        time.sleep(0.01)
+        encoding.release()
+
+    assert run_shard(run.shard(0), run, Stages(nothing, encode), worker()).done
+    check_files(run)
+
+
 def test_everything_is_on_the_disk_when_the_shard_returns(run):
     def slow(_: str) -> None:
         time.sleep(0.01)
@@ -314,7 +338,7 @@ def test_a_rehearsal_overlaps_too(tmp_path, monkeypatch):
     monkeypatch.setattr(rehearsal, "_card", card)
     run = prepare(tmp_path, "images_per_shard=8", count=8).run
     assert run_shard(run.shard(0), run, rehearsal.generate, worker()).done
-    assert len(threads) == 1
+    assert threads
     assert threading.current_thread() not in threads
 
 
