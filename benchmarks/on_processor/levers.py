@@ -92,16 +92,16 @@ def new_maps(pipeline: Any) -> None:
 
 def convolved_narrow(_pipeline: Any) -> None:
     """Narrow maps convolved by the convolution too, not by one product."""
-    from ldm.inference import packing
+    from ldm.inference import convolving
 
-    replace(packing, "NARROW", 0)
+    replace(convolving, "NARROW", 0)
 
 
 def summed_plainly(_pipeline: Any) -> None:
     """Convolutions by all of their products."""
-    from ldm.inference import packing
+    from ldm.inference import convolving
 
-    replace(packing, "FILTERED_PLACES", {})
+    replace(convolving, "FILTERED_PLACES", {})
 
 
 def fused_attention(_pipeline: Any) -> None:

@@ -3,8 +3,7 @@
 torch's CPU builds compute with oneDNN, which works on weights in blocks of its own. The public operators are given
 plain ones: `conv2d` repacks them in every call, which on the small maps of a U-Net costs several times the arithmetic,
 and float32's `linear` goes to another library, half as fast on some processors. The operators that take packed weights
-are private to torch and may move: they are named in this module alone, are used only where they have been tried and
-gave the right numbers, and everything works without them.
+are used only where they have been tried and gave the right numbers, and everything works without them.
 """
 
 from __future__ import annotations
@@ -12,51 +11,24 @@ from __future__ import annotations
 import abc
 import functools
 import logging
-from typing import Any, Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple, Type, cast
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Type, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ldm.errors import first_line
+from ldm.inference.convolving import NARROW, USUAL, Blocks, Filtered, Place, Product, Way
+from ldm.inference.onednn import GELU_BEHIND, linear, linear_weight
 from ldm.inference.runtime import without_init
 from ldm.inference.scratch import Scratch, freed
 from ldm.modules.attention import GEGLU
-from ldm.modules.diffusionmodules import winograd
 from ldm.modules.diffusionmodules.doubling import DoublingConv2d, interleaved, phase_weights, repeated
 
 log = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16)
-# The operators can apply an activation to their sums, before they round them.
-NOTHING_BEHIND: Any = ("none", [], "")
-GELU_BEHIND: Any = ("gelu", [], "none")  # the exact one
-# oneDNN's convolution computes a row of the map at a time, in pieces of 16 places and more: on rows this narrow most of
-# a piece is empty, and one product over all places is up to three times as fast, the gathering of its windows included.
-NARROW = 8
-# Weights are packed as for so many rows, however many come: then a batch of another size packs nothing anew, and no
-# picture depends on the batch before. What suits eight suits one, too, but not always the other way round.
-ROWS = 8
-# Minimal filtering, in float32: the side m of its tiles by the places of the map from which on it is quickest. Below
-# that its weights, four times as many with m = 4 and nearly twice with m = 2, take longer to read than it saves; with
-# fewer channels it takes longer beside the products.
-FILTERED_PLACES = {4: 24 * 24, 2: 12 * 12}
-FILTERED_CHANNELS = 128
-USUAL = [(3, 3), (1, 1), (1, 1), (1, 1)]  # kernel, padding, stride, dilation
 # In float32 the packed operator starts 30 us later than `linear`, which a matrix of fewer weights cannot make good.
 LEAST_WEIGHTS_IN_FLOAT32 = 2**16
-
-
-def linear_weight(weight: Tensor) -> Tensor:
-    """A matrix (out,in) in oneDNN's blocks."""
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-    return packed
-
-
-def linear(x: Tensor, packed: Tensor, bias: Optional[Tensor], behind: Any = NOTHING_BEHIND) -> Tensor:
-    """x (...,in) -> (...,out) with a weight of `linear_weight`."""
-    summed: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, *behind)
-    return summed
 
 
 class Packed(nn.Module, abc.ABC):
@@ -174,101 +146,6 @@ class PackedConv2d(Packed):
         return self._way.plain_weight()
 
 
-class Place(NamedTuple):
-    """What a convolution is besides its numbers. `shape`: (C',C,kh,kw)."""
-
-    shape: Sequence[int]
-    padding: Any
-    stride: Sequence[int]
-    dilation: Sequence[int]
-    groups: int
-
-    def is_product(self, size: Sequence[int]) -> bool:
-        """Whether one matrix product is the quicker convolution for maps of this size (h,w)."""
-        if self.groups != 1 or tuple(self.dilation) != (1, 1):
-            return False
-        pointwise = tuple(self.shape[2:]) == (1, 1) and tuple(self.stride) == (1, 1)
-        return pointwise or size[1] <= NARROW * self.stride[1]
-
-    def tile(self, size: Sequence[int], dtype: torch.dtype) -> int:
-        """The side of the tiles in which minimal filtering is the quickest for maps of this size, or 0."""
-        if dtype is not torch.float32 or self.groups != 1 or min(self.shape[:2]) < FILTERED_CHANNELS:
-            return 0
-        if [tuple(each) for each in (self.shape[2:], self.padding, self.stride, self.dilation)] != USUAL:
-            return 0
-        places = size[0] * size[1]
-        return next((m for m, least in FILTERED_PLACES.items() if places >= least), 0)
-
-
-class Way(Protocol):
-    """How a convolution is computed, with the weights laid out for it."""
-
-    def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
-        """x (B,C,h,w) -> (B,C',h',w')."""
-
-    def plain_weight(self) -> Tensor:
-        """The weight (C',C,kh,kw), bit for bit."""
-
-
-class Blocks:
-    """oneDNN's own convolution."""
-
-    def __init__(self, weight: Tensor, place: Place, size: Sequence[int]) -> None:
-        self._numbers: Any = [list(place.padding), list(place.stride), list(place.dilation), place.groups]
-        shape = [ROWS, place.shape[1] * place.groups, *size]
-        self._weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._numbers, shape)
-
-    def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
-        summed: Tensor = torch.ops.mkldnn._convolution_pointwise(x, self._weight, bias, *self._numbers, *NOTHING_BEHIND)
-        return summed
-
-    def plain_weight(self) -> Tensor:
-        weight: Tensor = self._weight.to_dense()
-        return weight
-
-
-class Product:
-    """One matrix product over what each place sees; its weight comes as (C',kh,kw,C)."""
-
-    ORDER = (0, 2, 3, 1)
-
-    def __init__(self, weight: Tensor, place: Place) -> None:
-        self._place = place
-        self._weight = linear_weight(weight.flatten(1))
-
-    def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
-        places = windows(x, self._place.shape[2:], self._place.padding, self._place.stride)
-        return linear(places.flatten(3), self._weight, bias).permute(0, 3, 1, 2)
-
-    def plain_weight(self) -> Tensor:
-        outputs, inputs, *kernel = self._place.shape
-        return self._weight.to_dense().view(outputs, *kernel, inputs).permute(0, 3, 1, 2).contiguous()
-
-
-class Filtered:
-    """Minimal filtering in tiles of m x m, a matrix product for each of their (m+2)^2 places."""
-
-    def __init__(self, weight: Tensor, m: int) -> None:
-        self._plain = weight  # which cannot be had back to the last bit; often the file's own, mapped
-        packed = map(linear_weight, winograd.transformed(weight, m))
-        self._products = [functools.partial(linear, packed=each, bias=None) for each in packed]
-
-    def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
-        return winograd.convolve(x, self._products, self._plain.shape[0], bias)
-
-    def plain_weight(self) -> Tensor:
-        return self._plain
-
-
-def windows(x: Tensor, kernel: Sequence[int], padding: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """(B,C,h,w) -> (B,h',w',kh,kw,C): what each place of a convolution's output sees, a view of x with its margins."""
-    x = x.permute(0, 2, 3, 1)
-    if any(padding):
-        vertical, horizontal = padding
-        x = functional.pad(x, (0, 0, horizontal, horizontal, vertical, vertical))
-    return x.unfold(1, kernel[0], stride[0]).unfold(2, kernel[1], stride[1]).permute(0, 1, 2, 4, 5, 3)
-
-
 class PackedDoublingConv2d(PackedConv2d):
     """DoublingConv2d of 3x3: (B,C,h,w) -> (B,C',2h,2w), channels last, in less than half of the products."""
 
@@ -279,7 +156,7 @@ class PackedDoublingConv2d(PackedConv2d):
     def forward(self, x: Tensor, size: Optional[Sequence[int]] = None) -> Tensor:
         doubled = [2 * side for side in x.shape[2:]]
         odd = size is not None and list(size) != doubled
-        if odd or x.shape[3] <= NARROW or self.is_filtered(doubled):
+        if odd or self._place.is_product(x.shape[2:]) or self.is_filtered(doubled):
             return super().forward(repeated(x, size))
         if self._phases is None:
             self._phases = self._of_phases()

@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 import pytest
 import torch
 
-from ldm.inference import packing
+from ldm.inference import convolving, packing
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "tiny.yaml"
@@ -343,8 +343,8 @@ def test_a_lever_changes_the_time_and_not_the_numbers(
     if name == "attention" and not hasattr(torch.nn.functional, "scaled_dot_product_attention"):
         pytest.skip("this torch has no fused kernel")
     if name == "filtering":  # also of the small model's convolutions
-        monkeypatch.setattr(packing, "FILTERED_CHANNELS", 1)
-        monkeypatch.setattr(packing, "FILTERED_PLACES", {4: 1})
+        monkeypatch.setattr(convolving, "FILTERED_CHANNELS", 1)
+        monkeypatch.setattr(convolving, "FILTERED_PLACES", {4: 1})
     given = speed.weights.inputs(TINY, [64])
     files = (bench.config, bench.model)
     for network, words in (("unet", (64,)), ("vae", (64,)), ("text", ()), ("sample", (64, 3, 1))):
@@ -359,7 +359,7 @@ def patched_names() -> List[Tuple[Any, str]]:
     from ldm.modules import attention
     from ldm.modules.diffusionmodules import openaimodel
 
-    of_packing = [(packing, name) for name in ("NARROW", "FILTERED_PLACES", "KINDS")]
+    of_packing = [(packing, "KINDS"), *((convolving, name) for name in ("NARROW", "FILTERED_PLACES"))]
     doubling = (packing.PackedDoublingConv2d, "forward")
     sums = [(module, "add_into") for module in (attention, openaimodel)]
     return [(attention, "attention_kernel"), (LatentDiffusion, "recalls"), doubling, *of_packing, *sums]

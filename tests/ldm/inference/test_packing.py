@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.inference import packing
+from ldm.inference import convolving, packing
 from ldm.inference.checkpoint import load_model, read_state_dict
 from ldm.inference.contents import read_contents
 from ldm.inference.packing import PackedConv2d, PackedLinear, Scratch, can_pack, pack, unpack
@@ -86,16 +86,16 @@ def test_a_packed_layer_gives_what_the_plain_one_gives_for_any_size(number, dtyp
 @pytest.mark.parametrize("least", [{4: 1}, {2: 1}, {4: 9 * 8, 2: 40}])
 @pytest.mark.parametrize("number", [2, 3, 5, 6, 7, 8])
 def test_minimal_filtering_gives_the_same_for_any_size(number, least, monkeypatch):
-    monkeypatch.setattr(packing, "FILTERED_CHANNELS", 24)
-    monkeypatch.setattr(packing, "FILTERED_PLACES", least)
+    monkeypatch.setattr(convolving, "FILTERED_CHANNELS", 24)
+    monkeypatch.setattr(convolving, "FILTERED_PLACES", least)
     assert worst_difference(number, torch.float32) <= tolerance(torch.float32)
 
 
 @needs_packing
 @pytest.mark.parametrize("least", [{4: 1}, {2: 1}])
 def test_what_minimal_filtering_had_comes_back_bit_for_bit(least, monkeypatch):
-    monkeypatch.setattr(packing, "FILTERED_CHANNELS", 24)
-    monkeypatch.setattr(packing, "FILTERED_PLACES", least)
+    monkeypatch.setattr(convolving, "FILTERED_CHANNELS", 24)
+    monkeypatch.setattr(convolving, "FILTERED_PLACES", least)
     model = wrapped(nn.Conv2d(24, 40, 3, padding=1), torch.float32)
     before = model[0].weight.clone()
     pack(model, torch.float32)
@@ -124,7 +124,7 @@ def test_minimal_filtering_is_for_large_maps_of_many_channels_in_float32(monkeyp
 
 @needs_packing
 def test_a_doubling_is_one_filtering_where_that_needs_fewer_products(monkeypatch):
-    monkeypatch.setattr(packing, "FILTERED_CHANNELS", 8)
+    monkeypatch.setattr(convolving, "FILTERED_CHANNELS", 8)
     layer = DoublingConv2d(8, 8, 3, padding=1).requires_grad_(False)
     x = torch.randn(1, 8, 12, 20, generator=torch.Generator().manual_seed(0))
     expected, packed = layer(x), nn.Sequential(layer)

@@ -1,0 +1,116 @@
+"""Ways to convolve on a CPU, each with the weights laid out for it, and which one is the quickest where."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple, Optional, Protocol, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ldm.inference.onednn import convolution, convolution_weight, linear, linear_weight
+from ldm.modules.diffusionmodules import winograd
+
+# oneDNN's convolution computes a row of the map at a time, in pieces of 16 places and more: on rows this narrow most of
+# a piece is empty, and one product over all places is up to three times as fast, the gathering of its windows included.
+NARROW = 8
+# Minimal filtering, in float32: the side m of its tiles by the places of the map from which on it is quickest. Below
+# that its weights, four times as many with m = 4 and nearly twice with m = 2, take longer to read than it saves; with
+# fewer channels it takes longer beside the products.
+FILTERED_PLACES = {4: 24 * 24, 2: 12 * 12}
+FILTERED_CHANNELS = 128
+USUAL = [(3, 3), (1, 1), (1, 1), (1, 1)]  # kernel, padding, stride, dilation
+
+
+class Place(NamedTuple):
+    """What a convolution is besides its numbers. `shape`: (C',C,kh,kw)."""
+
+    shape: Sequence[int]
+    padding: Any
+    stride: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+
+    def is_product(self, size: Sequence[int]) -> bool:
+        """Whether one matrix product is the quicker convolution for maps of this size (h,w)."""
+        if self.groups != 1 or tuple(self.dilation) != (1, 1):
+            return False
+        pointwise = tuple(self.shape[2:]) == (1, 1) and tuple(self.stride) == (1, 1)
+        return pointwise or size[1] <= NARROW * self.stride[1]
+
+    def tile(self, size: Sequence[int], dtype: torch.dtype) -> int:
+        """The side of the tiles in which minimal filtering is the quickest for maps of this size, or 0."""
+        if dtype is not torch.float32 or self.groups != 1 or min(self.shape[:2]) < FILTERED_CHANNELS:
+            return 0
+        if [tuple(each) for each in (self.shape[2:], self.padding, self.stride, self.dilation)] != USUAL:
+            return 0
+        places = size[0] * size[1]
+        return next((m for m, least in FILTERED_PLACES.items() if places >= least), 0)
+
+
+class Way(Protocol):
+    """How a convolution is computed, with the weights laid out for it."""
+
+    def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
+        """x (B,C,h,w) -> (B,C',h',w')."""
+
+    def plain_weight(self) -> Tensor:
+        """The weight (C',C,kh,kw), bit for bit."""
+
+
+class Blocks:
+    """oneDNN's own convolution."""
+
+    def __init__(self, weight: Tensor, place: Place, size: Sequence[int]) -> None:
+        self._numbers = [list(place.padding), list(place.stride), list(place.dilation), place.groups]
+        self._weight = convolution_weight(weight, self._numbers, size)
+
+    def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
+        return convolution(x, self._weight, bias, self._numbers)
+
+    def plain_weight(self) -> Tensor:
+        weight: Tensor = self._weight.to_dense()
+        return weight
+
+
+class Product:
+    """One matrix product over what each place sees; its weight comes as (C',kh,kw,C)."""
+
+    ORDER = (0, 2, 3, 1)
+
+    def __init__(self, weight: Tensor, place: Place) -> None:
+        self._place = place
+        self._weight = linear_weight(weight.flatten(1))
+
+    def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
+        places = windows(x, self._place.shape[2:], self._place.padding, self._place.stride)
+        return linear(places.flatten(3), self._weight, bias).permute(0, 3, 1, 2)
+
+    def plain_weight(self) -> Tensor:
+        outputs, inputs, *kernel = self._place.shape
+        return self._weight.to_dense().view(outputs, *kernel, inputs).permute(0, 3, 1, 2).contiguous()
+
+
+class Filtered:
+    """Minimal filtering in tiles of m x m, a matrix product for each of their (m+2)^2 places."""
+
+    def __init__(self, weight: Tensor, m: int) -> None:
+        self._plain = weight  # which cannot be had back to the last bit; often the file's own, mapped
+        packed = map(linear_weight, winograd.transformed(weight, m))
+        self._products = [functools.partial(linear, packed=each, bias=None) for each in packed]
+
+    def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
+        return winograd.convolve(x, self._products, self._plain.shape[0], bias)
+
+    def plain_weight(self) -> Tensor:
+        return self._plain
+
+
+def windows(x: Tensor, kernel: Sequence[int], padding: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """(B,C,h,w) -> (B,h',w',kh,kw,C): what each place of a convolution's output sees, a view of x with its margins."""
+    x = x.permute(0, 2, 3, 1)
+    if any(padding):
+        vertical, horizontal = padding
+        x = functional.pad(x, (0, 0, horizontal, horizontal, vertical, vertical))
+    return x.unfold(1, kernel[0], stride[0]).unfold(2, kernel[1], stride[1]).permute(0, 1, 2, 4, 5, 3)
