@@ -6,8 +6,8 @@ Which pictures share a batch follows from the plan alone. A batch of which one p
 and the others thrown away, so that the picture comes back to the byte: in another batch its last bits may differ.
 
 While a batch is sampled, the one before it is written and recorded in a thread behind, its pictures encoded by a few
-more. The book of records has no lock: it is the thread's from `submit` until `settle`, and the sampling one's from
-there to the next `submit`.
+more, which give way to it. The book of records has no lock: it is the thread's from `submit` until `settle`, and the
+sampling one's from there to the next `submit`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import contextlib
 import functools
 import itertools
 import logging
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +43,7 @@ from jobs.worker.behind import Behind
 from jobs.worker.measuring import Findings
 from jobs.worker.stop import Halt, Limits
 from ldm.errors import GenerationError, NoMemoryError, RequestError, SdbatchError
+from ldm.inference.beside import give_way, processors
 from ldm.inference.files import sweep
 from ldm.inference.spec import GenerationRequest, ImageRecord
 
@@ -121,7 +121,7 @@ def run_shard(
     log.info("shard %d: %d of %d pictures to make", shard.index, len(todo), len(shard.images))
     take = functools.partial(_take_up, _waiting(shard, todo, book, worker), run, worker, book, limits)
     try:
-        with ThreadPoolExecutor(min(ENCODERS, len(os.sched_getaffinity(0))), "encoder") as encoders:
+        with ThreadPoolExecutor(min(ENCODERS, processors()), "encoder", give_way) as encoders:
             write_down = functools.partial(_write_down, run, worker, book, limits, encoders)
             _make(take, generate, write_down, worker, book, limits)
     except Halt:

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 from ldm.errors import OutputError
+from ldm.inference.beside import give_way
 from ldm.inference.files import write_atomically
 
 LARGE_BYTES = 2**24  # below, reading the file is as quick as looking it up
 # A file that was changed less long ago may change again within one tick of its clock, and a server has another clock.
 SETTLED_SECONDS = 600.0
 BESIDE_PIECE_BYTES = 2**25  # between two pieces a thread waits for its turn, which it gets late while modules load
-LEAST_PRIORITY = 19  # nice(7)
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -64,8 +64,7 @@ def sha256_beside(path: Path) -> Future[str]:
     found: Future[str] = Future()
 
     def compute() -> None:
-        with contextlib.suppress(OSError):  # outside of Linux a thread has no priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
+        give_way()
         try:
             found.set_result(remembered_sha256(path, piece=BESIDE_PIECE_BYTES))
         except BaseException as error:

@@ -99,7 +99,7 @@ def test_a_batch_is_encoded_and_written_while_the_next_is_sampled(run):
 
 
 def test_the_pictures_of_a_batch_are_encoded_side_by_side(run, monkeypatch):
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr(module, "processors", lambda: 2)
     both_encode = threading.Barrier(2)
 
     def encode(prompt: str) -> None:
@@ -109,8 +109,22 @@ def test_the_pictures_of_a_batch_are_encoded_side_by_side(run, monkeypatch):
     check_files(run)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux has threads with priorities of their own")
+def test_encoding_takes_no_processor_from_sampling(run):
+    sampling, encoding = [], []
+
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    model = Stages(lambda batch: sampling.append(priority()), lambda prompt: encoding.append(priority()))
+    before = priority()
+    assert run_shard(run.shard(0), run, model, worker()).done
+    assert set(sampling) == {before}
+    assert set(encoding) == {19}
+
+
 def test_where_there_is_one_processor_one_picture_is_encoded_at_a_time(run, monkeypatch):
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda process: {0})
+    monkeypatch.setattr(module, "processors", lambda: 1)
     encoding = threading.Lock()
 
     def encode(prompt: str) -> None:
@@ -153,10 +167,11 @@ def test_no_more_than_one_batch_waits_to_be_written(run):
     assert max(most) <= 4
 
 
-def test_batches_are_sampled_and_encoded_in_the_order_of_the_plan(run):
+def test_batches_are_sampled_encoded_and_recorded_in_the_order_of_the_plan(run):
     encoded: List[str] = []
     run_shard(run.shard(0), run, Stages(nothing, encoded.append), worker())
-    assert encoded == [image.request.prompt for image in run.shard(0).images]
+    planned = [image.request.prompt for image in run.shard(0).images]
+    assert [set(encoded[i : i + 2]) for i in range(0, 8, 2)] == [set(planned[i : i + 2]) for i in range(0, 8, 2)]
     assert list(read_records(run.records_path(0)).images) == list(range(8))
 
 
@@ -269,7 +284,7 @@ def in_a_child(run: RunDir, name: str, model: Callable[..., object]) -> int:
 
 
 def test_who_is_killed_while_a_batch_is_written_leaves_two_to_be_made_and_word_that_it_died(run, monkeypatch):
-    """The process dies in the third batch, before a picture of the second is encoded. It had written that it was at the
+    """The process dies in the third batch, before a picture of the second is written. It had written that it was at the
     second; the third is told as tried by whoever meets it next.
     """
     monkeypatch.setattr("jobs.records.FLUSH_SECONDS", 0.0)
