@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldm.modules.diffusionmodules.util import add_into, rows_like
-from ldm.modules.processor import AMX_BF16, processor_flags
+from ldm.modules.processor import AMX_BF16, BF16_FLAGS, processor_flags
 from ldm.modules.recall import Recall
 from ldm.modules.token_merging import TokenMerging
 
@@ -43,14 +43,15 @@ def attention_kernel(device: str, dtype: torch.dtype, *, trains: bool) -> Kernel
     """The quickest way there is, for a type of device ('cpu' or a card) and the dtype of q, k and v.
 
     torch's fused kernel is slower backwards on a CPU than plain products, and in bfloat16 gains nothing over float32
-    unless the CPU has matrix units for it.
+    unless the CPU has matrix units for it. Without any instructions for bfloat16 an old torch sums products in it, too,
+    in which a sum of a thousand weights does not fit.
     """
     cpu_bf16 = device == "cpu" and dtype is torch.bfloat16 and not trains
     cpu_trains = device == "cpu" and trains
     fused = _HAS_FUSED_KERNEL and device not in UNSLICED
     if fused and not cpu_trains and not (cpu_bf16 and AMX_BF16 not in processor_flags()):
         return functional.scaled_dot_product_attention
-    return attend_by_head if cpu_bf16 else attend_in_slices
+    return attend_by_head if cpu_bf16 and BF16_FLAGS & processor_flags() else attend_in_slices
 
 
 def attend_in_slices(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

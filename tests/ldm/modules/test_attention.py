@@ -54,6 +54,14 @@ def test_a_head_whose_scores_are_far_from_zero_is_weighed_as_well_as_its_neighbo
     assert torch.allclose(found, expected, atol=1e-4 if dtype is torch.float32 else 0.03)
 
 
+def test_sums_leave_room_for_values_that_are_large() -> None:
+    """Weights of exp(80) and their sum are floats yet, but a thousand times as much is none."""
+    q, k, v = qkv(600, 1024)
+    q[..., 0], k[..., 0] = 8.0, 80 * 8**0.5 / 8
+    expected = attend_in_slices(q, k, 1000 * v)
+    assert torch.allclose(attend_by_head(q, k, 1000 * v), expected, atol=0.1)
+
+
 def test_scores_that_are_no_numbers_give_none_in_their_head_alone() -> None:
     q, k, v = qkv(600, 1024)
     k[0, 1, 5, 0] = float("nan")
@@ -70,6 +78,7 @@ def test_scores_that_are_no_numbers_give_none_in_their_head_alone() -> None:
         ("cpu", torch.float32, False, "", FUSED),
         ("cpu", torch.float32, True, "", attend_in_slices),
         ("cpu", torch.bfloat16, False, "avx512_bf16", attend_by_head),
+        ("cpu", torch.bfloat16, False, "avx2", attend_in_slices),
         ("cpu", torch.bfloat16, False, "avx512_bf16 amx_bf16", FUSED),
         ("cpu", torch.bfloat16, True, "amx_bf16", attend_in_slices),
         ("xpu", torch.bfloat16, False, "", FUSED),
