@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Sequence, Tuple
 
+import torch
 from torch import Tensor
 
 # Adams-Bashforth weights, newest first: row n is used once n + 1 noise estimates are known (PLMS, Liu 2022, eq. 12).
@@ -37,7 +38,7 @@ class Stepped(NamedTuple):
 
 def add_noise(clean: Tensor, noise: Tensor, alpha: float) -> Tensor:
     """x at signal power alpha (DDPM eq. 4)."""
-    return (math.sqrt(alpha) * clean).add_(noise, alpha=math.sqrt(1 - alpha))
+    return torch.add(math.sqrt(alpha) * clean, noise, alpha=math.sqrt(1 - alpha))
 
 
 def clean_estimate(x: Tensor, noise: Tensor, alpha: float) -> Tensor:
@@ -70,7 +71,7 @@ def boundary_scalings(t: float) -> Tuple[float, float]:
 def consistent_clean(x: Tensor, noise: Tensor, t: float, alpha: float) -> Tensor:
     """The clean latent that a consistency model answers at timestep t; at t = 0 it is x itself."""
     c_skip, c_out = boundary_scalings(t)
-    return c_skip * x + c_out * clean_estimate(x, noise, alpha)
+    return (c_skip * x).add_(clean_estimate(x, noise, alpha), alpha=c_out)
 
 
 def half_log_snr(alpha: float) -> float:
@@ -87,6 +88,6 @@ def dpm_solver_2m(x: Tensor, clean: Sequence[Tensor], alphas: Sequence[float], a
     towards = clean[0]
     if len(clean) > 1:
         r = (half_log_snr(alphas[0]) - half_log_snr(alphas[1])) / h
-        towards = clean[0] + (clean[0] - clean[1]) / (2 * r)
+        towards = clean[0].add(clean[0] - clean[1], alpha=1 / (2 * r))
     shrink = math.sqrt((1 - alpha_next) / (1 - alphas[0]))
-    return shrink * x - math.sqrt(alpha_next) * math.expm1(-h) * towards
+    return (shrink * x).sub_(towards, alpha=math.sqrt(alpha_next) * math.expm1(-h))

@@ -168,6 +168,16 @@ def test_a_step_is_the_papers_sum_and_changes_nothing_that_it_was_given() -> Non
     for count, weights in enumerate(steps.ADAMS_BASHFORTH, start=1):
         expected = sum(weight * noise for weight, noise in zip(weights, noises))
         assert torch.allclose(steps.adams_bashforth(noises[:count]), expected)
+    c_skip, c_out = steps.boundary_scalings(3.0)
+    expected = c_skip * x + c_out * clean
+    assert torch.allclose(steps.consistent_clean(x, noises[0], 3.0, alpha), expected)
+    h, of_past = (steps.half_log_snr(a) - steps.half_log_snr(b) for a, b in ((alpha_next, alpha), (alpha, 0.1)))
+    for cleans, towards in (
+        (noises[:1], noises[0]),
+        (noises[:2], noises[0] + (noises[0] - noises[1]) * h / (2 * of_past)),
+    ):
+        expected = math.sqrt(0.4 / 0.7) * x - math.sqrt(alpha_next) * math.expm1(-h) * towards
+        assert torch.allclose(steps.dpm_solver_2m(x, cleans, (alpha, 0.1), alpha_next), expected)
     assert all(torch.equal(now, before) for now, before in zip((x, *noises), given))
 
 
