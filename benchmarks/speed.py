@@ -13,7 +13,6 @@ and what was measured: --only measures parts again and leaves the others as they
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 from functools import partial
@@ -22,16 +21,12 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-GIVEN = frozenset(os.environ)
 
 from on_cluster.measure import Measured  # noqa: E402 - found from any folder
 from on_processor import levers, page, parts, rows  # noqa: E402
 from on_processor.parts import Bench, NotHere, Series  # noqa: E402
 from on_processor.talk import ServerError  # noqa: E402
 from on_processor.turns import Patience  # noqa: E402
-
-for name in set(os.environ) - GIVEN:  # what `ldm` sets for itself is not for its peers
-    del os.environ[name]
 
 FOLDER = ROOT / "build" / "benchmarks"
 CONFIG = ROOT / "configs" / "stable-diffusion" / "v1-inference.yaml"

@@ -145,8 +145,11 @@ def compile_network(pipeline: Any) -> None:
     import torch
     from torch._inductor import config
 
+    from ldm.modules import attention
+
     unpack(pipeline)
-    sliced_attention(pipeline)
+    if attention.attention_kernel("cpu", pipeline.model.dtype, trains=False) is attention.attend_by_head:
+        sliced_attention(pipeline)
     config.freezing = True
     network = pipeline.model.model.diffusion_model
     network.forward = torch.compile(network.forward, dynamic=False)
