@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Mapping, Sequence, Tuple
 
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # read by torch's allocator at its first tensor
 # glibc returns large blocks to the kernel otherwise, which hands them out again filled with zeros.
 KEEP_LARGE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
@@ -168,9 +169,8 @@ IN_USE: Dict[str, Lever] = {
 LEFT_OUT: Dict[str, Lever] = {
     "attention-by-head": Lever("attention one head and 512 places at a time", attention_by_head),
     "attention-in-slices": Lever("attention in slices of all heads", sliced_attention),
-    "huge-pages": Lever(
-        "torch's memory in huge pages: the first call, which packs", env={"THP_MEM_ALLOC_ENABLE": "1"}, first_call=True
-    ),
+    "huge-pages": Lever("torch's memory in huge pages", env=HUGE_PAGES),
+    "huge-pages-first": Lever("the same: the first call, which packs", env=HUGE_PAGES, first_call=True),
     "malloc": Lever("freed memory kept by the C library", env=KEEP_LARGE_BLOCKS),
     "channels-last": Lever("channels last instead of packed weights", channels_last),
     "compile": Lever("`torch.compile` with frozen weights instead of packed ones", compile_network),
