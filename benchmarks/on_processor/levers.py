@@ -92,10 +92,11 @@ def new_maps(pipeline: Any) -> None:
 
 
 def convolved_narrow(_pipeline: Any) -> None:
-    """Narrow maps convolved by the convolution too, not by one product."""
+    """Narrow maps convolved as they are not in use: by one product instead of oneDNN's convolution, or by that."""
     from ldm.inference import convolving
 
-    replace(convolving, "NARROW", 0)
+    in_use = convolving.narrow
+    replace(convolving, "narrow", lambda dtype: convolving.NARROW - in_use(dtype))
 
 
 def summed_plainly(_pipeline: Any) -> None:
@@ -158,7 +159,7 @@ def compile_network(pipeline: Any) -> None:
 
 IN_USE: Dict[str, Lever] = {
     "packing": Lever("weights packed once for oneDNN", unpack),
-    "narrow": Lever("narrow maps convolved as one product", convolved_narrow),
+    "narrow": Lever("narrow maps convolved by what is fastest on the processor", convolved_narrow),
     "filtering": Lever("convolutions by minimal filtering", summed_plainly, dtypes=("float32",)),
     "doubling": Lever("doubled maps convolved as four small ones", unfused_doubling),
     "gating": Lever("gated layers as two products, GELU within one", gated_in_one),

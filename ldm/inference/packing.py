@@ -136,7 +136,7 @@ class PackedConv2d(Packed):
         tile = self._place.tile(size, self._dtype)
         if tile:
             return Filtered(self.plain_weight(), tile)
-        is_product = self._place.is_product(size)
+        is_product = self._place.is_product(size, self._dtype)
         weight = self._to_pack(Product.ORDER if is_product else None)
         freed.add(weight)
         return Product(weight, self._place) if is_product else Blocks(weight, self._place, size)
@@ -156,7 +156,7 @@ class PackedDoublingConv2d(PackedConv2d):
     def forward(self, x: Tensor, size: Optional[Sequence[int]] = None) -> Tensor:
         doubled = [2 * side for side in x.shape[2:]]
         odd = size is not None and list(size) != doubled
-        if odd or self._place.is_product(x.shape[2:]) or self.is_filtered(doubled):
+        if odd or self._place.is_product(x.shape[2:], self._dtype) or self.is_filtered(doubled):
             return super().forward(repeated(x, size))
         if self._phases is None:
             self._phases = self._of_phases()

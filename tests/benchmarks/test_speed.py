@@ -359,7 +359,7 @@ def patched_names() -> List[Tuple[Any, str]]:
     from ldm.modules import attention
     from ldm.modules.diffusionmodules import openaimodel
 
-    of_packing = [(packing, "KINDS"), *((convolving, name) for name in ("NARROW", "FILTERED_PLACES"))]
+    of_packing = [(packing, "KINDS"), *((convolving, name) for name in ("narrow", "FILTERED_PLACES"))]
     doubling = (packing.PackedDoublingConv2d, "forward")
     sums = [(module, "add_into") for module in (attention, openaimodel)]
     return [(attention, "attention_kernel"), (LatentDiffusion, "recalls"), doubling, *of_packing, *sums]

@@ -15,6 +15,7 @@ from torch import nn
 from ldm.inference import convolving, packing
 from ldm.inference.checkpoint import load_model, read_state_dict
 from ldm.inference.contents import read_contents
+from ldm.inference.convolving import Place
 from ldm.inference.packing import PackedConv2d, PackedLinear, Scratch, can_pack, pack, unpack
 from ldm.inference.pipeline import Pipeline
 from ldm.inference.runtime import Precision
@@ -25,17 +26,25 @@ from ldm.modules.diffusionmodules import winograd
 from ldm.modules.diffusionmodules.doubling import DoublingConv2d
 from tests.tiny import random_model
 
-DTYPES = [torch.float32, torch.bfloat16]
-
 needs_packing = pytest.mark.skipif(
     not can_pack(torch.float32), reason="this torch takes no packed weights: plain layers do the work"
 )
+needs_bfloat16 = pytest.mark.skipif(
+    not can_pack(torch.bfloat16), reason="here no weights are packed in bfloat16: plain layers do the work"
+)
+DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)]
 
 
 @pytest.fixture(autouse=True)
 def small_matrices_are_packed_too(monkeypatch):
     """So that the tests need no large ones."""
     monkeypatch.setattr(packing, "LEAST_WEIGHTS_IN_FLOAT32", 0)
+
+
+@pytest.fixture(params=[0, convolving.NARROW], ids=["convolution", "product"])
+def _either_way(request, monkeypatch):
+    """Narrow maps convolved both ways, whichever this processor is quicker with."""
+    monkeypatch.setattr(convolving, "narrow", lambda dtype: request.param)
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -76,6 +85,7 @@ def wrapped(layer: nn.Module, dtype: torch.dtype) -> nn.Sequential:
 
 
 @needs_packing
+@pytest.mark.usefixtures("_either_way")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("number", range(len(plain_layers())))
 def test_a_packed_layer_gives_what_the_plain_one_gives_for_any_size(number, dtype):
@@ -105,21 +115,31 @@ def test_what_minimal_filtering_had_comes_back_bit_for_bit(least, monkeypatch):
     assert torch.equal(model[0].weight, before)
 
 
+@pytest.mark.parametrize(
+    ("channels", "side", "dtype", "tile"),
+    [
+        (128, 11, torch.float32, 0),
+        (128, 12, torch.float32, 2),
+        (128, 24, torch.float32, 4),
+        (64, 24, torch.float32, 0),
+        (128, 24, torch.bfloat16, 0),
+    ],
+)
+def test_minimal_filtering_is_for_large_maps_of_many_channels_in_float32(channels, side, dtype, tile):
+    assert Place((channels, channels, 3, 3), (1, 1), (1, 1), (1, 1), 1).tile((side, side), dtype) == tile
+
+
 @needs_packing
-def test_minimal_filtering_is_for_large_maps_of_many_channels_in_float32(monkeypatch):
+@pytest.mark.parametrize("tile", [2, 4])
+def test_what_is_to_be_filtered_is(tile, monkeypatch):
     used = []
+    monkeypatch.setattr(convolving, "FILTERED_CHANNELS", 8)
+    monkeypatch.setattr(convolving, "FILTERED_PLACES", {tile: 1})
     monkeypatch.setattr(winograd, "convolve", lambda x, products, *_: used.append(len(products)) or x)
-    for channels, size, dtype in (
-        (128, 11, torch.float32),
-        (128, 12, torch.float32),
-        (128, 24, torch.float32),
-        (64, 24, torch.float32),
-        (128, 24, torch.bfloat16),
-    ):
-        packed = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1)).to(dtype).requires_grad_(False)
-        pack(packed, dtype)
-        packed(torch.zeros(1, channels, size, size, dtype=dtype))
-    assert used == [16, 36]
+    packed = wrapped(nn.Conv2d(8, 8, 3, padding=1), torch.float32)
+    pack(packed, torch.float32)
+    packed(torch.zeros(1, 8, 8, 8))
+    assert used == [(tile + 2) ** 2]
 
 
 @needs_packing
@@ -133,7 +153,25 @@ def test_a_doubling_is_one_filtering_where_that_needs_fewer_products(monkeypatch
     assert (packed[0](x) - expected).abs().max() <= tolerance(torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("flags", "dtype", "widths"),
+    [
+        ("avx2", torch.float32, []),
+        ("avx512_bf16", torch.bfloat16, []),
+        ("avx512_bf16 amx_bf16", torch.float32, []),
+        ("avx512_bf16 amx_bf16", torch.bfloat16, [4, 8]),
+    ],
+)
+def test_narrow_maps_are_one_product_where_matrix_units_compute_them(flags, dtype, widths, monkeypatch):
+    monkeypatch.setattr(convolving, "processor_flags", lambda: frozenset(flags.split()))
+    for stride in (1, 2):
+        place = Place((8, 8, 3, 3), (1, 1), (stride, stride), (1, 1), 1)
+        found = [width for width in range(4, 21, 4) if place.is_product((20, stride * width), dtype)]
+        assert found == widths
+
+
 @needs_packing
+@pytest.mark.usefixtures("_either_way")
 @pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("number", range(len(plain_layers())))
@@ -178,11 +216,10 @@ def test_weights_of_another_precision_are_rounded_as_if_they_had_been_before(num
 @needs_packing
 def test_layers_share_a_scratch_until_the_last_of_them_is_packed():
     model = nn.Sequential(nn.Sequential(*(nn.Linear(24, 24) for _ in range(3)))).requires_grad_(False)
-    x = torch.randn(2, 24, dtype=torch.bfloat16)
-    expected = copy.deepcopy(model).to(torch.bfloat16)(x)
-    for layer in model[0]:
-        layer.bias.data = layer.bias.data.to(torch.bfloat16)
-    pack(model, torch.bfloat16)
+    x = torch.randn(2, 24)
+    expected = copy.deepcopy(model).bfloat16().float()(x)
+    in_bfloat16(model)
+    pack(model, torch.float32)
     scratch = weakref.ref(model[0][0]._scratch)
     assert all(layer._scratch is scratch() for layer in model[0])
     first, second, third = model[0]
@@ -191,35 +228,40 @@ def test_layers_share_a_scratch_until_the_last_of_them_is_packed():
     assert scratch() is not None
     third(x)
     assert scratch() is None
-    assert torch.allclose(model(x), expected, rtol=0.05, atol=0.05)
+    assert torch.allclose(model(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def in_bfloat16(model: nn.Module) -> None:
+    """Weights as a file of bfloat16 has them, in a model that computes in float32."""
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.bfloat16() if name.endswith("weight") else parameter.data.bfloat16().float()
 
 
 @needs_packing
 @pytest.mark.parametrize("number", range(len(plain_layers())))
 def test_every_kind_of_layer_lets_go_of_the_scratch_once_it_is_packed(number):
     model = wrapped(plain_layers()[number], torch.float32)
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(torch.bfloat16) if name.endswith("bias") else parameter.data
-    pack(model, torch.bfloat16)
+    in_bfloat16(model)
+    pack(model, torch.float32)
     scratch = weakref.ref(model[0]._scratch)
-    x = torch.zeros(1, 24, 16, 16, dtype=torch.bfloat16)
+    x = torch.zeros(1, 24, 16, 16)
     model(x if isinstance(model[0], PackedConv2d) else x.flatten(2).transpose(1, 2))
     assert scratch() is None
 
 
 @needs_packing
 def test_a_weight_that_was_packed_leaves_nothing_of_its_file_in_memory(tmp_path):
-    layer = nn.Linear(1024, 4096, bias=False)
+    layer = nn.Linear(1024, 4096, bias=False).bfloat16()
     torch.save(layer.state_dict(), str(tmp_path / "layer.ckpt"))
     contents = read_contents(tmp_path / "layer.ckpt")
     with TensorReader(contents, mapped=True) as reader:
         layer.weight = nn.Parameter(reader.read(contents.tensors["weight"]), requires_grad=False)
     model = nn.Sequential(layer)
-    pack(model, torch.bfloat16)
+    pack(model, torch.float32)
     assert mapped_kib("layer.ckpt") < 1000
     model[0]._given.sum()
-    assert mapped_kib("layer.ckpt") > 10000
-    model(torch.zeros(1, 1024, dtype=torch.bfloat16))
+    assert mapped_kib("layer.ckpt") > 6000
+    model(torch.zeros(1, 1024))
     assert mapped_kib("layer.ckpt") < 1000
 
 
@@ -244,7 +286,7 @@ def gated_by(projection: nn.Linear) -> GEGLU:
     return layer
 
 
-@needs_packing
+@needs_bfloat16
 def test_a_gate_is_rounded_less_often_than_by_plain_layers():
     layer = GEGLU(64, 256).requires_grad_(False)
     x = torch.randn(256, 64, generator=torch.Generator().manual_seed(0))
@@ -322,7 +364,7 @@ def test_a_packed_model_paints_the_same_picture():
     assert np.abs(picture(plain) - expected).max() <= 1
 
 
-@needs_packing
+@needs_bfloat16
 def test_a_second_try_in_float32_leaves_a_packed_model_as_it_was():
     pipeline = Pipeline(random_model().to(torch.bfloat16))
     pack(pipeline.model, torch.bfloat16)
