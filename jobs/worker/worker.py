@@ -43,7 +43,7 @@ from jobs.worker.behind import Behind
 from jobs.worker.measuring import Findings
 from jobs.worker.stop import Halt, Limits
 from ldm.errors import GenerationError, NoMemoryError, RequestError, SdbatchError
-from ldm.inference.beside import give_way, processors
+from ldm.inference.beside import processors
 from ldm.inference.files import sweep
 from ldm.inference.spec import GenerationRequest, ImageRecord
 
@@ -121,7 +121,7 @@ def run_shard(
     log.info("shard %d: %d of %d pictures to make", shard.index, len(todo), len(shard.images))
     take = functools.partial(_take_up, _waiting(shard, todo, book, worker), run, worker, book, limits)
     try:
-        with ThreadPoolExecutor(min(ENCODERS, processors()), "encoder", give_way) as encoders:
+        with ThreadPoolExecutor(min(ENCODERS, processors()), "encoder") as encoders:
             write_down = functools.partial(_write_down, run, worker, book, limits, encoders)
             _make(take, generate, write_down, worker, book, limits)
     except Halt:

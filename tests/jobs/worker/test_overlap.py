@@ -109,20 +109,6 @@ def test_the_pictures_of_a_batch_are_encoded_side_by_side(run, monkeypatch):
     check_files(run)
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux has threads with priorities of their own")
-def test_encoding_takes_no_processor_from_sampling(run):
-    sampling, encoding = [], []
-
-    def priority() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    model = Stages(lambda batch: sampling.append(priority()), lambda prompt: encoding.append(priority()))
-    before = priority()
-    assert run_shard(run.shard(0), run, model, worker()).done
-    assert set(sampling) == {before}
-    assert set(encoding) == {19}
-
-
 def test_where_there_is_one_processor_one_picture_is_encoded_at_a_time(run, monkeypatch):
     monkeypatch.setattr(module, "processors", lambda: 1)
     encoding = threading.Lock()
