@@ -23,6 +23,7 @@ NARROW = 8
 FILTERED_PLACES = {4: 24 * 24, 2: 12 * 12}
 FILTERED_CHANNELS = 128
 USUAL = [(3, 3), (1, 1), (1, 1), (1, 1)]  # kernel, padding, stride, dilation
+CHANNELS_LAST, TAPS_FIRST = (0, 2, 3, 1), (2, 3, 0, 1)  # orders of a weight (C',C,kh,kw)
 
 
 class Place(NamedTuple):
@@ -62,11 +63,11 @@ class Way(Protocol):
 
 
 class Blocks:
-    """oneDNN's own convolution."""
+    """oneDNN's own convolution; its weight comes as (C',kh,kw,C), to which torch would copy any other order."""
 
     def __init__(self, weight: Tensor, place: Place, size: Sequence[int]) -> None:
         self._numbers = [list(place.padding), list(place.stride), list(place.dilation), place.groups]
-        self._weight = convolution_weight(weight, self._numbers, size)
+        self._weight = convolution_weight(weight.permute(0, 3, 1, 2), self._numbers, size)
 
     def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
         return convolution(x, self._weight, bias, self._numbers)
@@ -78,8 +79,6 @@ class Blocks:
 
 class Product:
     """One matrix product over what each place sees; its weight comes as (C',kh,kw,C)."""
-
-    ORDER = (0, 2, 3, 1)
 
     def __init__(self, weight: Tensor, place: Place) -> None:
         self._place = place
@@ -95,11 +94,14 @@ class Product:
 
 
 class Filtered:
-    """Minimal filtering in tiles of m x m, a matrix product for each of their (m+2)^2 places."""
+    """Minimal filtering in tiles of m x m, a matrix product for each of their (m+2)^2 places.
 
-    def __init__(self, weight: Tensor, m: int) -> None:
-        self._plain = weight  # which cannot be had back to the last bit; often the file's own, mapped
-        packed = map(linear_weight, winograd.transformed(weight, m))
+    Its weight comes as it is to be kept, and as (kh,kw,C',C) to be computed with.
+    """
+
+    def __init__(self, plain: Tensor, taps: Tensor, m: int) -> None:
+        self._plain = plain  # which cannot be had back to the last bit; often the file's own, mapped
+        packed = map(linear_weight, winograd.transformed(taps, m))
         self._products = [functools.partial(linear, packed=each, bias=None) for each in packed]
 
     def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:

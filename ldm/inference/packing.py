@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import first_line
-from ldm.inference.convolving import NARROW, USUAL, Blocks, Filtered, Place, Product, Way
+from ldm.inference.convolving import CHANNELS_LAST, NARROW, TAPS_FIRST, USUAL, Blocks, Filtered, Place, Product, Way
 from ldm.inference.onednn import GELU_BEHIND, linear, linear_weight
 from ldm.inference.runtime import without_init
 from ldm.inference.scratch import Scratch, freed
@@ -54,9 +54,10 @@ class Packed(nn.Module, abc.ABC):
         holder.weight = nn.Parameter(self.plain_weight(), requires_grad=False)
         return cast(nn.Module, self._layers[-1])
 
-    def _to_pack(self, order: Optional[Sequence[int]] = None) -> Tensor:
+    def _to_pack(self, order: Optional[Sequence[int]] = None, weight: Optional[Tensor] = None) -> Tensor:
         """The weight, contiguous with its dimensions in this order; it may not be there any more with the next call."""
-        weight = self._packed_weight() if self._given is None else self._given
+        if weight is None:
+            weight = self._packed_weight() if self._given is None else self._given
         scratch = self._scratch or Scratch(self._dtype)
         return scratch.hold(weight if order is None else weight.permute(*order))
 
@@ -135,10 +136,11 @@ class PackedConv2d(Packed):
     def _way_for(self, size: torch.Size) -> Way:
         tile = self._place.tile(size, self._dtype)
         if tile:
-            return Filtered(self.plain_weight(), tile)
-        is_product = self._place.is_product(size, self._dtype)
-        weight = self._to_pack(Product.ORDER if is_product else None)
+            plain = self.plain_weight()
+            return Filtered(plain, self._to_pack(TAPS_FIRST, plain), tile)
+        weight = self._to_pack(CHANNELS_LAST)
         freed.add(weight)
+        is_product = self._place.is_product(size, self._dtype)
         return Product(weight, self._place) if is_product else Blocks(weight, self._place, size)
 
     def _packed_weight(self) -> Tensor:

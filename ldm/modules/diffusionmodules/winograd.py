@@ -37,11 +37,27 @@ class Matrices(NamedTuple):
     b: Tensor
 
 
-def transformed(weight: Tensor, m: int) -> Iterator[Tensor]:
-    """G g G^T of weights g (C',C,3,3), for tiles of m x m results: (C',C) for each of the n^2 places, row by row."""
-    g = matrices(m, weight.dtype).g
-    for of_row in torch.einsum("ur,ocrs->uocs", g, weight):
-        yield from torch.einsum("vs,ocs->voc", g, of_row).contiguous()
+def transformed(taps: Tensor, m: int) -> Iterator[Tensor]:
+    """G g G^T of weights g for tiles of m x m results: (C',C) for each of the n^2 places, row by row.
+
+    taps (3,3,C',C): the weights. What comes is good until the next comes, which is written over it: they are a large
+    model's, and memory new from the system would take longer than the sums.
+    """
+    g = matrices(m, taps.dtype).g.tolist()
+    of_row, of_place = torch.empty_like(taps[0]), torch.empty_like(taps[0, 0])
+    for of_rows in g:
+        _sum(taps, of_rows, into=of_row)
+        for of_columns in g:
+            yield _sum(of_row, of_columns, into=of_place)
+
+
+def _sum(parts: Tensor, factors: Sequence[float], into: Tensor) -> Tensor:
+    """sum_i factors_i parts_i."""
+    torch.mul(parts[0], factors[0], out=into)
+    for part, factor in zip(parts[1:], factors[1:]):
+        if factor:
+            into.add_(part, alpha=factor)
+    return into
 
 
 def convolve(x: Tensor, products: Sequence[Product], outputs: int, bias: Optional[Tensor]) -> Tensor:

@@ -19,7 +19,8 @@ def numbers(*shape: int) -> torch.Tensor:
 
 
 def filtered(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor], m: int) -> torch.Tensor:
-    products = [lambda tiles, each=each: tiles @ each.t() for each in transformed(weight, m)]
+    of_places = [each.clone() for each in transformed(weight.permute(2, 3, 0, 1), m)]
+    products = [lambda tiles, each=each: tiles @ each.t() for each in of_places]
     return convolve(x, products, weight.shape[0], bias)
 
 
