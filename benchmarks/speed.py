@@ -1,13 +1,14 @@
 """How fast the networks are on this processor: against diffusers, against the plain way, against what it can do at all.
 
-    python benchmarks/speed.py [--quick] [--folder DIR] [--peer PYTHON] [--patience MINUTES] [--only PART ...]
-                               [--levers NAME ...]
+    python benchmarks/speed.py [--quick] [--page FILE] [--folder DIR] [--peer PYTHON] [--patience MINUTES]
+                               [--only PART ...] [--levers NAME ...]
 
-Writes docs/benchmarks.md and its plot in about an hour on two idle cores, and up to its patience later where they are
-not; with --quick it only shows what it would write, in a few minutes, too few rounds to judge. The folder keeps random
-weights of Stable Diffusion v1's size (13 GB: .safetensors, .ckpt, and diffusers' own files) from one call to the next,
-and what was measured: --only measures parts again and leaves the others as they were. diffusers is looked for in
-.venv-peers. Status 1 where a bar is missed.
+Writes docs/benchmarks.md, or the page of another processor, and its plot in about an hour on two idle cores, and up to
+its patience later where they are not; with --quick it only shows what it would write, in a few minutes, too few rounds
+to judge. Where a processor has no fast bfloat16, all is measured in float32. The folder keeps random weights of Stable
+Diffusion v1's size (13 GB: .safetensors, .ckpt, and diffusers' own files) from one call to the next, and what was
+measured: --only measures parts again and leaves the others as they were. diffusers is looked for in .venv-peers.
+Status 1 where a bar is missed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from on_processor.talk import ServerError  # noqa: E402
 from on_processor.turns import Patience  # noqa: E402
 
 FOLDER = ROOT / "build" / "benchmarks"
+PAGE = ROOT / "docs" / "benchmarks.md"
 CONFIG = ROOT / "configs" / "stable-diffusion" / "v1-inference.yaml"
 PEER = ROOT / ".venv-peers" / "bin" / "python"
 ROUNDS, QUICK_ROUNDS = 5, 2
@@ -46,11 +48,11 @@ def main() -> int:
     kept = options.folder / ("quick.json" if options.quick else "found.json")
     failed = measure(bench, options, kept)
     if options.quick:
-        print(page.text(page.read(kept)))
+        print(page.text(page.read(kept), page.plot_of(options.page).name))
         return 1 if failed else 0
-    page.write(kept)
-    print(f"wrote {page.PAGE} and {page.PLOT}")
-    missed = rows.missed(page.all_series(page.read(kept)))
+    page.write(options.page, kept)
+    print(f"wrote {options.page} and {page.plot_of(options.page)}")
+    missed = rows.missed(page.all_series(page.read(kept)), page.dtypes_of(page.read(kept)))
     print(*(f"missed: {name}" for name in missed), sep="\n")
     return 1 if failed or missed else 0
 
@@ -92,6 +94,7 @@ def wanted_parts(bench: Bench, options: argparse.Namespace) -> List[Tuple[str, P
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few rounds, and leave the page alone")
+    parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE", help="to write (docs/benchmarks.md)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for 13 GB (build/benchmarks)")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the model's YAML (SD v1)")
     parser.add_argument("--peer", metavar="PYTHON", help="that has diffusers (.venv-peers), or 'none' to leave it out")

@@ -1,4 +1,4 @@
-"""The page docs/benchmarks.md and its plot, from what was measured; and the file that keeps the measurements."""
+"""A page as docs/benchmarks.md and its plot, from what was measured; and the file that keeps the measurements."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence
 
-from on_cluster.measure import ROOT, Measured, markdown
+from on_cluster.measure import Measured, markdown
 
 from on_processor import plot, rows
-from on_processor.parts import Series
+from on_processor.parts import NO_BFLOAT16, Series
+from on_processor.task import SIZE
 from on_processor.turns import DISTURBED, TRIES
 
-PAGE = ROOT / "docs" / "benchmarks.md"
-PLOT = ROOT / "docs" / "images" / "speed.svg"
 TEXT = """# Speed on a processor
 
-`make bench` measures this and writes this page. {machine}
+`make bench` measures this and writes this page. {machine} Measured so far are a processor
+[with bfloat16](benchmarks.md) and one [without](benchmarks-float32.md).
 
 All of it is done with one set of weights of the size of Stable Diffusion v1, random and the same for everybody. Each
 way has a process of its own that holds the model and computes when it is asked; they are asked in turns, one at a time,
@@ -37,7 +37,7 @@ some of them (see [levers](#levers)), so it may come above 100 %.
 
 {limits}
 
-![How much of the limit the U-Net reaches](images/speed.svg)
+![How much of the limit the U-Net reaches](images/{plot})
 
 {compiled}
 
@@ -88,11 +88,16 @@ def read(file: Path) -> Dict[str, Any]:
     return kept
 
 
-def write(file: Path) -> None:
-    """Replace the page and the plot by what is kept in the file."""
+def write(page: Path, file: Path) -> None:
+    """Replace a page and its plot by what is kept in the file."""
     kept = read(file)
-    PAGE.write_text(text(kept), encoding="utf-8")
-    PLOT.write_text(plot.svg(all_series(kept)), encoding="utf-8")
+    page.write_text(text(kept, plot_of(page).name), encoding="utf-8")
+    plot_of(page).write_text(plot.svg(all_series(kept)), encoding="utf-8")
+
+
+def plot_of(page: Path) -> Path:
+    """Where the plot of a page lies."""
+    return page.parent / "images" / f"{page.stem}.svg"
 
 
 def all_series(kept: Mapping[str, Any]) -> Dict[str, Any]:
@@ -100,21 +105,27 @@ def all_series(kept: Mapping[str, Any]) -> Dict[str, Any]:
     return {name: ways for part in kept.values() for name, ways in part["series"].items()}
 
 
-def text(kept: Mapping[str, Any]) -> str:
+def text(kept: Mapping[str, Any], plot_name: str) -> str:
     """The page."""
-    found = all_series(kept)
+    found, dtypes = all_series(kept), dtypes_of(kept)
     tables: Dict[str, List[str]] = {
-        "forwards": rows.forwards(found),
-        "limits": rows.limits(found),
-        "compiled": [compiled(found)],
-        "processes": markdown(rows.processes(found)),
-        "accuracy": rows.accuracy(found),
-        "small": rows.small(found),
-        "in_use": rows.lever_table(found, in_use=True),
-        "left_out": rows.lever_table(found, in_use=False),
+        "forwards": rows.forwards(found, dtypes),
+        "limits": rows.limits(found, dtypes),
+        "compiled": [compiled(found, dtypes[0])],
+        "processes": markdown(rows.processes(found, dtypes[0])),
+        "accuracy": rows.accuracy(found, dtypes),
+        "small": rows.small(found, dtypes),
+        "in_use": rows.lever_table(found, dtypes, in_use=True),
+        "left_out": rows.lever_table(found, dtypes, in_use=False),
     }
     lines = {name: "\n".join(each) for name, each in tables.items()}
-    return TEXT.format(machine=machine(kept), small_bar=rows.SMALL_BAR, **lines)
+    return TEXT.format(machine=machine(kept), plot=plot_name, small_bar=rows.SMALL_BAR, **lines)
+
+
+def dtypes_of(kept: Mapping[str, Any]) -> Sequence[str]:
+    """What the product computes in on the machine that was measured, the quicker first."""
+    without = any(NO_BFLOAT16 in part["about"] for part in kept.values())
+    return [dtype for dtype in rows.DTYPES if not (without and dtype == "bfloat16")]
 
 
 def machine(kept: Mapping[str, Any]) -> str:
@@ -137,14 +148,14 @@ def disturbances(kept: Mapping[str, Any]) -> str:
     )
 
 
-def compiled(found: rows.Found) -> str:
+def compiled(found: rows.Found, dtype: str) -> str:
     """What torch.compile changes for diffusers."""
-    against = rows.ratio(found.get("compiled unet bfloat16 256", {}), "ours", "diffusers")
+    series = found.get(f"compiled unet {dtype} {SIZE}", {})
+    against = rows.ratio(series, "ours", "diffusers")
     if against is None:
         return "Against diffusers with `torch.compile`: not measured."
-    series = found["compiled unet bfloat16 256"]
     theirs, ours = (Measured(series[way]).text("s") for way in ("diffusers", "ours"))
     return (
         f"diffusers with `torch.compile` and frozen weights, which compiles for a minute or more in each process: the "
-        f"U-Net in bfloat16 at 256 px in {theirs}, ours in the same rounds {ours}: {against.text('x')}."
+        f"U-Net in {dtype} at {SIZE} px in {theirs}, ours in the same rounds {ours}: {against.text('x')}."
     )

@@ -8,6 +8,7 @@ Seconds, if nothing else is said.
 from __future__ import annotations
 
 import array
+import functools
 import json
 import math
 import re
@@ -17,7 +18,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from on_cluster.measure import ROOT, Cost, processor, run
 
@@ -51,6 +52,7 @@ Task = Tuple[object, ...]  # a network, and the size of the picture where it dep
 
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # as Linux names them
+NO_BFLOAT16 = "no fast bfloat16"
 IMPORT_TORCH = (
     "import sys; sys.path.insert(0, 'benchmarks'); import torch; from on_processor import talk; print(talk.peak_mib())"
 )
@@ -98,18 +100,30 @@ class Bench:
             convert = (str(self.config), str(self.model), str(TOKENIZER), str(self.diffusers))
             run((str(self.peer), str(PEERS / "diffusers_folder.py"), *convert))
 
+    @functools.cached_property
+    def said(self) -> Dict[str, Any]:
+        """What ours says of itself on this machine: its torch, its threads, and the dtype that it computes in."""
+        server = self._started("autocast", small=True)
+        said: Dict[str, Any] = server.ask("about")
+        server.close()
+        return said
+
+    @property
+    def dtypes(self) -> Tuple[str, ...]:
+        """What is measured here: the dtype that ours computes in of itself, and float32."""
+        return tuple(dict.fromkeys((self.said["dtype"], "float32")))
+
     def ours(self, dtype: str, moved: Sequence[str] = (), *, small: bool = False) -> Server:
         """A server of ours; NotHere where the product would not compute in that dtype."""
+        if dtype not in self.dtypes:
+            raise NotHere(f"this processor computes in {self.dtypes[0]}: {dtype} would be slower")
+        return self._started(PRECISIONS[dtype], moved, small=small)
+
+    def _started(self, precision: str, moved: Sequence[str] = (), *, small: bool) -> Server:
         inputs = self.folder / "small" / "inputs.safetensors" if small else self.inputs
         files = (SMALL_CONFIG, SMALL_WEIGHTS, inputs) if small else (self.config, self.model, inputs)
         command = [sys.executable, str(SCRIPTS / "our_server.py"), *map(str, files)]
-        command += ["--precision", PRECISIONS[dtype], "--move", *moved]
-        server = Server(command, levers.environment(moved))
-        found = server.ask("about")["dtype"]
-        if found != dtype:
-            server.close()
-            raise NotHere(f"this processor computes in {found}: {dtype} would be slower")
-        return server
+        return Server([*command, "--precision", precision, "--move", *moved], levers.environment(moved))
 
     def plain(self, dtype: str, *, small: bool = False) -> Server:
         """A server of ours with all levers off."""
@@ -124,13 +138,12 @@ class Bench:
 
 def about(bench: Bench) -> List[str]:
     """What is compared, and what it runs on."""
-    server = bench.ours("float32", small=True)
-    found = server.ask("about")
-    server.close()
     flags = re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)[:1]
     instructions = [name for name in INSTRUCTIONS if any(name in each.split() for each in flags)]
     theirs = [run((str(bench.peer), "-W", "ignore", "-c", VERSIONS)).said.strip()] if bench.peer else []
-    ours = [processor(), " ".join(instructions), f"{found['threads']} threads", f"torch {found['torch']}"]
+    without = "" if "bfloat16" in bench.dtypes else NO_BFLOAT16
+    ours = [processor(), " ".join(instructions), without]
+    ours += [f"{bench.said['threads']} threads", f"torch {bench.said['torch']}"]
     return [word for word in (*ours, *theirs) if word]
 
 
@@ -152,17 +165,18 @@ def forwards(bench: Bench, name: str) -> Iterator[Series]:
 
 def compiled(bench: Bench) -> Iterator[Series]:
     """The U-Net against diffusers with torch.compile and frozen weights, which takes a minute or two to compile."""
-    starts = {"ours": partial(bench.ours, "bfloat16"), "diffusers": partial(bench.theirs, "bfloat16", "--compile")}
+    dtype = bench.dtypes[0]
+    starts = {"ours": partial(bench.ours, dtype), "diffusers": partial(bench.theirs, dtype, "--compile")}
     if not bench.peer:
         raise NotHere("diffusers is not here")
     with servers(starts) as started:
-        asks = {way: _timer(server, ("unet", 256)) for way, server in started.items()}
-        yield {"compiled unet bfloat16 256": alternate(asks, bench.rounds, bench.patience)}
+        asks = {way: _timer(server, ("unet", SIZE)) for way, server in started.items()}
+        yield {f"compiled unet {dtype} {SIZE}": alternate(asks, bench.rounds, bench.patience)}
 
 
-def small(bench: Bench, dtypes: Sequence[str] = tuple(PRECISIONS)) -> Iterator[Series]:
-    """The networks of the model that ships, our way and the plain way."""
-    for dtype in dtypes:
+def small(bench: Bench, dtypes: Sequence[str] = ()) -> Iterator[Series]:
+    """The networks of the model that ships, our way and the plain way, in these dtypes or in all that are measured."""
+    for dtype in dtypes or bench.dtypes:
         starts = {"ours": partial(bench.ours, dtype, small=True), "plain": partial(bench.plain, dtype, small=True)}
         with servers(starts) as started:
             for task in SMALL_TASKS:
@@ -172,7 +186,7 @@ def small(bench: Bench, dtypes: Sequence[str] = tuple(PRECISIONS)) -> Iterator[S
 
 def moved(bench: Bench, name: str) -> Iterator[Series]:
     """The U-Net without a lever that is in use, or with one that is not: in turns with ours as it is."""
-    for dtype in levers.LEVERS[name].dtypes:
+    for dtype in [each for each in levers.LEVERS[name].dtypes if each in bench.dtypes]:
         starts = {"ours": partial(bench.ours, dtype), "moved": partial(bench.ours, dtype, [name])}
         if levers.LEVERS[name].first_call:
             first_calls = {way: partial(_first_call, start) for way, start in starts.items()}
@@ -199,7 +213,8 @@ def whole(bench: Bench) -> Iterator[Series]:
     commands = {"ours": ours_txt2img(bench.config, bench.model, outdir)}
     if bench.peer:
         script = str(PEERS / "diffusers_txt2img.py")
-        commands["diffusers"] = (str(bench.peer), script, str(bench.diffusers), str(outdir / "diffusers.png"))
+        files = (str(bench.diffusers), str(outdir / "diffusers.png"))
+        commands["diffusers"] = (str(bench.peer), script, *files, "--dtype", bench.dtypes[0])
     costs: Dict[str, List[Cost]] = {way: [] for way in commands}
 
     def ask(way: str) -> float:
@@ -225,7 +240,8 @@ def start(bench: Bench) -> Iterator[Series]:
     }
     if bench.peer:
         script = str(PEERS / "diffusers_txt2img.py")
-        commands["diffusers"] = (str(bench.peer), script, str(bench.diffusers), "unused.png", "--first-call")
+        files = (str(bench.diffusers), "unused.png")
+        commands["diffusers"] = (str(bench.peer), script, *files, "--dtype", bench.dtypes[0], "--first-call")
     commands["torch alone"] = (sys.executable, "-c", IMPORT_TORCH)
     peaks: Dict[str, List[float]] = {way: [] for way in commands}
 
@@ -263,8 +279,7 @@ def large(bench: Bench, size: int) -> Iterator[Series]:
 
     Seconds of the processor, as one round on a busy machine is no measure; and the most memory of the decoding, in MiB.
     """
-    bench.ours("bfloat16", small=True).close()  # NotHere where the product would not compute in it
-    decode = (sys.executable, str(ROOT / "benchmarks" / "decode.py"))
+    decode = (sys.executable, str(ROOT / "benchmarks" / "decode.py"), "--dtype", bench.dtypes[0])
     said = run((*decode, "--sizes", str(size), "--config", str(bench.config), "--json")).said
     found = {each["way"]: each for each in json.loads(said.splitlines()[-1])}
     for name, number in (("large", "processor_s"), ("large MiB", "peak_mib")):
@@ -290,7 +305,7 @@ def accuracy(bench: Bench) -> Iterator[Series]:
     written: Dict[Tuple[str, str], Dict[str, Sequence[float]]] = {}
     ways: List[str] = ["ours", "diffusers"] if bench.peer else ["ours"]
     for way in ways:
-        for dtype in PRECISIONS:
+        for dtype in bench.dtypes:
             server = bench.ours(dtype) if way == "ours" else bench.theirs(dtype)
             written[way, dtype] = _outputs(server, outputs / f"{way}-{dtype}")
             server.close()
@@ -308,7 +323,7 @@ def _outputs(server: Server, stem: Path) -> Dict[str, Sequence[float]]:
 
 
 def _differences(written: Mapping[Tuple[str, str], Dict[str, Sequence[float]]], ways: Sequence[str]) -> Series:
-    pairs = {way: ((way, "bfloat16"), (way, "float32")) for way in ways}
+    pairs = {way: ((way, "bfloat16"), (way, "float32")) for way in ways if (way, "bfloat16") in written}
     if len(ways) > 1:
         pairs["between"] = (("ours", "float32"), ("diffusers", "float32"))
     series: Series = {}

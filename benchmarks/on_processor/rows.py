@@ -27,7 +27,12 @@ class Work:
     bar: Optional[float] = None
     gflop: Optional[float] = None
 
+    @property
+    def dtype(self) -> str:
+        return next(dtype for dtype in DTYPES if dtype in self.series)
 
+
+DTYPES = ("bfloat16", "float32")
 WORKS = (
     Work("U-Net, bfloat16, 256 px", "unet bfloat16 256", 0.68, 360.2),
     Work("U-Net, bfloat16, 512 px", "unet bfloat16 512", 0.75, 1606.5),
@@ -41,7 +46,7 @@ WORKS = (
 )
 SMALL_WORKS = tuple(
     Work(f"{what}, {dtype}", f"small {network} {dtype}{size}")
-    for dtype in ("bfloat16", "float32")
+    for dtype in DTYPES
     for what, network, size in (("U-Net", "unet", " 64"), ("VAE decoder", "vae", " 64"), ("text encoder", "text", ""))
 )
 SMALL_BAR = 1.15
@@ -54,9 +59,9 @@ ACCURACIES = (
     (f"{STEPS} steps of PLMS, the end", "accuracy sample end"),
 )
 WHOLE_BAR, START_SECONDS, CKPT_SECONDS_MORE = 1.8, 3.0, 1.0
-MEMORY_GB, CKPT_MEMORY = 3.2, 1.2
+MEMORY_GB, CKPT_MEMORY = {"bfloat16": 3.2}, 1.2
 LARGE_SIZE, LESS_MEMORY = 2048, 4.0
-WEIGHTS_GB = 2.13  # in bfloat16
+WEIGHTS_GB = {"bfloat16": 2.13, "float32": 4.26}
 OVERHEAD_BAR = 0.05
 OVERHEADS = {"model": "emoji-v1", "card": "512 px with networks that sleep as long as a fast card would take"}
 
@@ -75,11 +80,11 @@ def share_of_limit(work: Work, series: Mapping[str, Sequence[float]], way: str =
     return Measured([work.gflop / seconds / limit for seconds, limit in zip(series[way], series["limit"])])
 
 
-def forwards(found: Found) -> List[str]:
+def forwards(found: Found, dtypes: Sequence[str] = DTYPES) -> List[str]:
     """Each network: ours against diffusers and against the plain way."""
     head = ("", "ours", "diffusers", "ours / diffusers", "bar", "met", "plain", "ours / plain", "of the limit")
     lines = []
-    for work in WORKS:
+    for work in [each for each in WORKS if each.dtype in dtypes]:
         series = found.get(work.series, {})
         against = ratio(series, "ours", "diffusers")
         met = None if against is None or work.bar is None else against.median <= work.bar
@@ -95,25 +100,26 @@ def forwards(found: Found) -> List[str]:
     return table(head, lines)
 
 
-def limits(found: Found) -> List[str]:
+def limits(found: Found, dtypes: Sequence[str] = DTYPES) -> List[str]:
     """What the processor can do, from all rounds in which something was held against it."""
     lines = []
-    for dtype in ("bfloat16", "float32"):
-        all_rounds = [each for work in WORKS if dtype in work.series for each in _limit(found, work.series)]
+    for dtype in dtypes:
+        all_rounds = [each for work in WORKS if dtype == work.dtype for each in _limit(found, work.series)]
         rate = Measured(all_rounds).text("GFLOP/s", 0) if all_rounds else NOT_MEASURED
         lines.append(f"- {dtype}: {rate}")
     return lines
 
 
-def processes(found: Found) -> List[Row]:
-    """Whole processes, their start and their memory."""
-    return [*_whole(found), *_starts(found), *_memory(found), *_large(found), *_overheads(found)]
+def processes(found: Found, dtype: str = DTYPES[0]) -> List[Row]:
+    """Whole processes that compute in `dtype`, their start and their memory."""
+    of_dtype = [*_whole(found, dtype), *_starts(found, dtype), *_memory(found, dtype), *_large(found, dtype)]
+    return [*of_dtype, *_overheads(found)]
 
 
-def small(found: Found) -> List[str]:
+def small(found: Found, dtypes: Sequence[str] = DTYPES) -> List[str]:
     """The model that ships: ours against the plain way."""
     lines = []
-    for work in SMALL_WORKS:
+    for work in [each for each in SMALL_WORKS if each.dtype in dtypes]:
         series = found.get(work.series, {})
         against = ratio(series, "ours", "plain")
         met = None if against is None else against.median <= SMALL_BAR
@@ -122,25 +128,27 @@ def small(found: Found) -> List[str]:
     return table(("", "ours", "plain", "ours / plain", "met"), lines)
 
 
-def accuracy(found: Found) -> List[str]:
+def accuracy(found: Found, dtypes: Sequence[str] = DTYPES) -> List[str]:
     """How far bfloat16 is from float32, and ours from diffusers'."""
     head = ("", "ours, bfloat16 to float32", "diffusers, the same", "met", "ours to diffusers, float32")
     lines = []
     for what, name in ACCURACIES:
-        count = len(found.get(name, {}).get("ours", ()))
+        count = max((len(values) for values in found.get(name, {}).values()), default=0)
         what = f"{what}, mean of {count} prompts" if count > 1 else what
         ours, theirs, between = (_mean(found.get(name, {}).get(way)) for way in ("ours", "diffusers", "between"))
         met = None if ours is None or theirs is None else ours <= ALIKE * theirs
         shown = [NOT_MEASURED if value is None else f"{value:.3g}" for value in (ours, theirs, between)]
         lines.append((what, *shown[:2], MET[met], shown[2]))
+    if "bfloat16" not in dtypes:
+        return table((head[0], head[-1]), [(line[0], line[-1]) for line in lines])
     return table(head, lines)
 
 
-def lever_table(found: Found, *, in_use: bool) -> List[str]:
+def lever_table(found: Found, dtypes: Sequence[str] = DTYPES, *, in_use: bool) -> List[str]:
     """What the U-Net takes without each lever that is in use; or with each that is not, as a multiple of ours."""
     lines = []
     for name, lever in (levers.IN_USE if in_use else levers.LEFT_OUT).items():
-        for dtype in lever.dtypes:
+        for dtype in [each for each in lever.dtypes if each in dtypes]:
             series = found.get(f"lever {name} {dtype}", {})
             lines.append((lever.what, dtype, *(_seconds(series.get(way)) for way in ("ours", "moved"))))
             against = ratio(series, "moved", "ours")
@@ -150,11 +158,11 @@ def lever_table(found: Found, *, in_use: bool) -> List[str]:
     return table(("lever", "", "ours", moved, f"{moved} / ours", "so it"), lines)
 
 
-def missed(found: Found) -> List[str]:
+def missed(found: Found, dtypes: Sequence[str] = DTYPES) -> List[str]:
     """What did not meet its bar."""
-    lines = [*forwards(found), *small(found), *accuracy(found)]
+    lines = [*forwards(found, dtypes), *small(found, dtypes), *accuracy(found, dtypes)]
     names = [line.split("|")[1].strip() for line in lines if f"| {MET[False]} |" in line]
-    return names + [row.what for row in processes(found) if row.met is False]
+    return names + [row.what for row in processes(found, dtypes[0]) if row.met is False]
 
 
 MET = {True: "yes", False: "**no**", None: ""}
@@ -172,7 +180,7 @@ def _verdict(against: Measured, *, in_use: bool) -> str:
     return "would help" if against.median < HELPS else "does not help"
 
 
-def _whole(found: Found) -> List[Row]:
+def _whole(found: Found, dtype: str) -> List[Row]:
     texts, ratios = [], []
     for series in (found.get(name, {}) for name in ("whole", "whole processor")):
         faster = ratio(series, "diffusers", "ours")
@@ -181,7 +189,7 @@ def _whole(found: Found) -> List[Row]:
         ratios.append(faster)
     return [
         Row(
-            "`txt2img.py`, 256 px, 10 PLMS steps, one picture, bfloat16, whole process",
+            f"`txt2img.py`, 256 px, 10 PLMS steps, one picture, {dtype}, whole process",
             f"{WHOLE_BAR}x faster than a script of diffusers",
             texts[0],
             None if ratios[0] is None else ratios[0].median >= WHOLE_BAR,
@@ -190,7 +198,7 @@ def _whole(found: Found) -> List[Row]:
     ]
 
 
-def _starts(found: Found) -> List[Row]:
+def _starts(found: Found, dtype: str) -> List[Row]:
     series, memory = found.get("start", {}), found.get("start MiB", {})
     ours, ckpt, theirs = (series.get(way) for way in ("ours", "ours .ckpt", "diffusers"))
     alone = series.get("torch alone")
@@ -219,24 +227,26 @@ def _starts(found: Found) -> List[Row]:
     )
     peak, of_torch = (_gigabytes(memory.get(way)) for way in ("ours .ckpt", "torch alone"))
     beside = f"; torch imported and no more {of_torch.text('GB')}" if of_torch else ""
+    most = CKPT_MEMORY * WEIGHTS_GB[dtype]
     rows.append(
         Row(
             "peak memory until then, from `.ckpt`",
-            f"{CKPT_MEMORY}x the weights, {CKPT_MEMORY * WEIGHTS_GB:.2f} GB",
+            f"{CKPT_MEMORY}x the weights, {most:.2f} GB",
             NOT_MEASURED if peak is None else peak.text("GB") + beside,
-            None if peak is None else peak.median <= CKPT_MEMORY * WEIGHTS_GB,
+            None if peak is None else peak.median <= most,
         )
     )
     return rows
 
 
-def _memory(found: Found) -> List[Row]:
+def _memory(found: Found, dtype: str) -> List[Row]:
     series = found.get("whole MiB", {})
     ours, theirs = (_gigabytes(series.get(way)) for way in ("ours", "diffusers"))
     beside = f"; diffusers {theirs.text('GB')}" if theirs else ""
     text = NOT_MEASURED if ours is None else ours.text("GB") + beside
-    met = None if ours is None else ours.median <= MEMORY_GB
-    return [Row("peak memory of that whole process", f"{MEMORY_GB} GB", text, met)]
+    most = MEMORY_GB.get(dtype)
+    met = None if ours is None or most is None else ours.median <= most
+    return [Row("peak memory of that whole process", f"{most} GB" if most else "", text, met)]
 
 
 def _overheads(found: Found) -> List[Row]:
@@ -256,7 +266,7 @@ def _overheads(found: Found) -> List[Row]:
     return rows
 
 
-def _large(found: Found) -> List[Row]:
+def _large(found: Found, dtype: str) -> List[Row]:
     memory, seconds = (found.get(f"{name} {LARGE_SIZE}", {}) for name in ("large MiB", "large"))
     less, longer = ratio(memory, "plain", "strips"), ratio(seconds, "strips", "plain")
     peaks, times = (
@@ -265,7 +275,7 @@ def _large(found: Found) -> List[Row]:
     )
     return [
         Row(
-            f"decoding a picture of {LARGE_SIZE} px in strips, bfloat16: memory beside the weights",
+            f"decoding a picture of {LARGE_SIZE} px in strips, {dtype}: memory beside the weights",
             f"{LESS_MEMORY:.0f}x less than at once",
             NOT_MEASURED if less is None else f"{peaks[0]}, at once {peaks[1]}: {_times(less)} less",
             None if less is None else less.median >= LESS_MEMORY,

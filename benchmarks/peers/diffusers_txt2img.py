@@ -1,6 +1,6 @@
 """A picture by diffusers from start to file, as its users write it: what scripts/txt2img.py is compared with.
 
-python benchmarks/peers/diffusers_txt2img.py FOLDER FILE.png [--first-call]
+python benchmarks/peers/diffusers_txt2img.py FOLDER FILE.png --dtype bfloat16 [--first-call]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("file", type=Path)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), required=True)
     parser.add_argument("--first-call", action="store_true", help="stop where the U-Net is called for the first time")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -27,10 +28,11 @@ def main() -> None:
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(
-        str(options.folder), torch_dtype=torch.bfloat16, local_files_only=True
+        str(options.folder), torch_dtype=getattr(torch, options.dtype), local_files_only=True
     )
-    pipeline.unet.to(memory_format=torch.channels_last)
-    pipeline.vae.to(memory_format=torch.channels_last)
+    if options.dtype == "bfloat16":  # where it is the quicker way
+        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline.vae.to(memory_format=torch.channels_last)
     if options.first_call:
         pipeline.unet.forward = stop
     generator = torch.Generator("cpu").manual_seed(SEED)
