@@ -3,12 +3,11 @@
     python benchmarks/speed.py [--quick] [--page FILE] [--folder DIR] [--peer PYTHON] [--patience MINUTES]
                                [--only PART ...] [--levers NAME ...]
 
-Writes docs/benchmarks.md, or the page of another processor, and its plot in about an hour on two idle cores, and up to
-its patience later where they are not; with --quick it only shows what it would write, in a few minutes, too few rounds
-to judge. Where a processor has no fast bfloat16, all is measured in float32. The folder keeps random weights of Stable
-Diffusion v1's size (13 GB: .safetensors, .ckpt, and diffusers' own files) from one call to the next, and what was
-measured: --only measures parts again and leaves the others as they were. diffusers is looked for in .venv-peers.
-Status 1 where a bar is missed.
+Writes docs/benchmarks.md, or docs/benchmarks-float32.md where a processor has no fast bfloat16, and its plot in about
+an hour on two idle cores, and up to its patience later where they are not; with --quick it only shows what it would
+write, in a few minutes, too few rounds to judge. The folder keeps random weights of Stable Diffusion v1's size (13 GB:
+.safetensors, .ckpt, and diffusers' own files) from one call to the next, and what was measured: --only measures parts
+again and leaves the others as they were. diffusers is looked for in .venv-peers. Status 1 where a bar is missed.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from on_processor.talk import ServerError  # noqa: E402
 from on_processor.turns import Patience  # noqa: E402
 
 FOLDER = ROOT / "build" / "benchmarks"
-PAGE = ROOT / "docs" / "benchmarks.md"
 CONFIG = ROOT / "configs" / "stable-diffusion" / "v1-inference.yaml"
 PEER = ROOT / ".venv-peers" / "bin" / "python"
 ROUNDS, QUICK_ROUNDS = 5, 2
@@ -47,11 +45,12 @@ def main() -> int:
     bench.prepare()
     kept = options.folder / ("quick.json" if options.quick else "found.json")
     failed = measure(bench, options, kept)
+    file = options.page or page.page_of(page.read(kept))
     if options.quick:
-        print(page.text(page.read(kept), page.plot_of(options.page).name))
+        print(page.text(page.read(kept), page.plot_of(file).name))
         return 1 if failed else 0
-    page.write(options.page, kept)
-    print(f"wrote {options.page} and {page.plot_of(options.page)}")
+    page.write(file, kept)
+    print(f"wrote {file} and {page.plot_of(file)}")
     missed = rows.missed(page.all_series(page.read(kept)), page.dtypes_of(page.read(kept)))
     print(*(f"missed: {name}" for name in missed), sep="\n")
     return 1 if failed or missed else 0
@@ -94,7 +93,7 @@ def wanted_parts(bench: Bench, options: argparse.Namespace) -> List[Tuple[str, P
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few rounds, and leave the page alone")
-    parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE", help="to write (docs/benchmarks.md)")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="to write (by its processor, one of docs/)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for 13 GB (build/benchmarks)")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the model's YAML (SD v1)")
     parser.add_argument("--peer", metavar="PYTHON", help="that has diffusers (.venv-peers), or 'none' to leave it out")

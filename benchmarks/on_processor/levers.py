@@ -92,7 +92,7 @@ def new_maps(pipeline: Any) -> None:
 
 
 def convolved_narrow(_pipeline: Any) -> None:
-    """Narrow maps convolved as they are not in use: by one product instead of oneDNN's convolution, or by that."""
+    """Narrow maps convolved the other way: by oneDNN where one product is in use, and by one elsewhere."""
     from ldm.inference import convolving
 
     in_use = convolving.narrow

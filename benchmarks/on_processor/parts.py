@@ -300,6 +300,8 @@ def accuracy(bench: Bench) -> Iterator[Series]:
     Relative: the length of the difference over that of what it is measured against. Of whole runs of PLMS, one for each
     prompt: `sample worst` is after the step at which it is largest, `sample end` after the last.
     """
+    if not bench.peer and "bfloat16" not in bench.dtypes:
+        raise NotHere("float32 alone has nothing to be compared with")
     outputs = bench.folder / "outputs"
     outputs.mkdir(exist_ok=True)
     written: Dict[Tuple[str, str], Dict[str, Sequence[float]]] = {}

@@ -59,7 +59,7 @@ ACCURACIES = (
     (f"{STEPS} steps of PLMS, the end", "accuracy sample end"),
 )
 WHOLE_BAR, START_SECONDS, CKPT_SECONDS_MORE = 1.8, 3.0, 1.0
-MEMORY_GB, CKPT_MEMORY = {"bfloat16": 3.2}, 1.2
+MEMORY_GB, CKPT_MEMORY = {"bfloat16": 3.2}, 1.2  # of the first, float32 has no bar
 LARGE_SIZE, LESS_MEMORY = 2048, 4.0
 WEIGHTS_GB = {"bfloat16": 2.13, "float32": 4.26}
 OVERHEAD_BAR = 0.05

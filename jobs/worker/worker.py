@@ -6,8 +6,8 @@ Which pictures share a batch follows from the plan alone. A batch of which one p
 and the others thrown away, so that the picture comes back to the byte: in another batch its last bits may differ.
 
 While a batch is sampled, the one before it is written and recorded in a thread behind, its pictures encoded by a few
-more, which give way to it. The book of records has no lock: it is the thread's from `submit` until `settle`, and the
-sampling one's from there to the next `submit`.
+more. The book of records has no lock: it is the thread's from `submit` until `settle`, and the sampling one's from
+there to the next `submit`.
 """
 
 from __future__ import annotations

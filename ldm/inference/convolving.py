@@ -15,7 +15,7 @@ from ldm.modules.processor import AMX_BF16, processor_flags
 
 # With matrix units, oneDNN's convolution in bfloat16 takes a row of the map at a time, in pieces of 16 places and more:
 # on rows this narrow most of a piece is empty, and one product over all places is up to three times as fast, the
-# gathering of its windows included. Without them, and in float32, it takes 10 to 25 % longer.
+# gathering of its windows included. Without them, and in float32, the product takes 10 to 25 % longer.
 NARROW = 8
 # Minimal filtering, in float32: the side m of its tiles by the places of the map from which on it is quickest. Below
 # that its weights, four times as many with m = 4 and nearly twice with m = 2, take longer to read than it saves; with
@@ -59,7 +59,7 @@ class Way(Protocol):
         """x (B,C,h,w) -> (B,C',h',w')."""
 
     def plain_weight(self) -> Tensor:
-        """The weight (C',C,kh,kw), bit for bit."""
+        """The weight (C',C,kh,kw) in the dtype that it is computed with, bit for bit."""
 
 
 class Blocks:
@@ -96,19 +96,20 @@ class Product:
 class Filtered:
     """Minimal filtering in tiles of m x m, a matrix product for each of their (m+2)^2 places.
 
-    Its weight comes as it is to be kept, and as (kh,kw,C',C) to be computed with.
+    Its weight comes as it is to be kept, in any dtype, and as (kh,kw,C',C) in that to be computed with.
     """
 
-    def __init__(self, plain: Tensor, taps: Tensor, m: int) -> None:
-        self._plain = plain  # which cannot be had back to the last bit; often the file's own, mapped
+    def __init__(self, kept: Tensor, taps: Tensor, m: int) -> None:
+        self._kept = kept  # as it cannot be had back to the last bit; often the file's own, mapped
+        self._dtype = taps.dtype
         packed = map(linear_weight, winograd.transformed(taps, m))
         self._products = [functools.partial(linear, packed=each, bias=None) for each in packed]
 
     def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
-        return winograd.convolve(x, self._products, self._plain.shape[0], bias)
+        return winograd.convolve(x, self._products, self._kept.shape[0], bias)
 
     def plain_weight(self) -> Tensor:
-        return self._plain
+        return self._kept.to(self._dtype)
 
 
 def narrow(dtype: torch.dtype) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import first_line
-from ldm.inference.convolving import CHANNELS_LAST, NARROW, TAPS_FIRST, USUAL, Blocks, Filtered, Place, Product, Way
+from ldm.inference.convolving import CHANNELS_LAST, TAPS_FIRST, USUAL, Blocks, Filtered, Place, Product, Way
 from ldm.inference.onednn import GELU_BEHIND, linear, linear_weight
 from ldm.inference.runtime import without_init
 from ldm.inference.scratch import Scratch, freed
@@ -46,7 +46,7 @@ class Packed(nn.Module, abc.ABC):
 
     def plain_weight(self) -> Tensor:
         """The weight in the dtype that it is computed with, bit for bit."""
-        return self._packed_weight() if self._given is None else self._given.to(self._dtype)
+        return self._kept_weight().to(self._dtype)
 
     def unpacked(self) -> nn.Module:
         """The layer that this was made of, with its weight."""
@@ -54,12 +54,17 @@ class Packed(nn.Module, abc.ABC):
         holder.weight = nn.Parameter(self.plain_weight(), requires_grad=False)
         return cast(nn.Module, self._layers[-1])
 
-    def _to_pack(self, order: Optional[Sequence[int]] = None, weight: Optional[Tensor] = None) -> Tensor:
+    def _to_pack(self, order: Optional[Sequence[int]] = None) -> Tensor:
         """The weight, contiguous with its dimensions in this order; it may not be there any more with the next call."""
-        if weight is None:
-            weight = self._packed_weight() if self._given is None else self._given
+        return self._held(self._kept_weight(), order)
+
+    def _held(self, weight: Tensor, order: Optional[Sequence[int]]) -> Tensor:
         scratch = self._scratch or Scratch(self._dtype)
         return scratch.hold(weight if order is None else weight.permute(*order))
+
+    def _kept_weight(self) -> Tensor:
+        """The weight as it was given, or else taken out of what it was packed into."""
+        return self._packed_weight() if self._given is None else self._given
 
     def _let_go(self, *packed: Tensor) -> None:
         """What was given is not needed any more, now that these are packed."""
@@ -136,8 +141,8 @@ class PackedConv2d(Packed):
     def _way_for(self, size: torch.Size) -> Way:
         tile = self._place.tile(size, self._dtype)
         if tile:
-            plain = self.plain_weight()
-            return Filtered(plain, self._to_pack(TAPS_FIRST, plain), tile)
+            kept = self._kept_weight()
+            return Filtered(kept, self._held(kept, TAPS_FIRST), tile)
         weight = self._to_pack(CHANNELS_LAST)
         freed.add(weight)
         is_product = self._place.is_product(size, self._dtype)
@@ -165,14 +170,15 @@ class PackedDoublingConv2d(PackedConv2d):
         return interleaved(self._phases(x))
 
     def _of_phases(self) -> PackedConv2d:
-        self._given, self._scratch = self.plain_weight(), None  # from which the phases' weights cannot be had back
+        scratch, self._scratch = self._scratch or Scratch(self._dtype), None
+        self._given = self.plain_weight()  # which cannot be had back from the phases' weights
         weight = phase_weights(self._given)
         with without_init():
             layer = nn.Conv2d(weight.shape[1], weight.shape[0], 2, padding=1, bias=self.bias is not None)
         layer.weight = nn.Parameter(weight, requires_grad=False)
         if self.bias is not None:
             layer.bias = nn.Parameter(self.bias.repeat(4), requires_grad=False)
-        return PackedConv2d(layer, Scratch(self._dtype))
+        return PackedConv2d(layer, scratch)
 
 
 KINDS: Dict[Type[nn.Module], Any] = {
@@ -223,8 +229,8 @@ def can_pack(dtype: torch.dtype) -> bool:
     trials = [
         (nn.Linear, {"in_features": 16, "out_features": 32}, (3, 16)),
         (GEGLU, {"dim_in": 16, "dim_out": 32}, (3, 16)),
-        (nn.Conv2d, {"in_channels": 16, "out_channels": 32, "kernel_size": 3, "padding": 1}, (1, 16, 4, NARROW)),
-        (nn.Conv2d, {"in_channels": 16, "out_channels": 32, "kernel_size": 3, "padding": 1}, (1, 16, 4, 2 * NARROW)),
+        (nn.Conv2d, {"in_channels": 16, "out_channels": 32, "kernel_size": 1}, (1, 16, 4, 16)),  # a product
+        (nn.Conv2d, {"in_channels": 16, "out_channels": 32, "kernel_size": 3, "padding": 1}, (1, 16, 4, 16)),
     ]
     try:
         with torch.no_grad():

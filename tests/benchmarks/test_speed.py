@@ -250,6 +250,35 @@ def test_the_page_of_a_processor_without_bfloat16_is_of_float32_alone(speed: Sim
     assert "ours in the same rounds 1.00 s: 0.80 x." in text
     assert "| U-Net, 256 px | 1e-06 |" in rows
     assert "**no**" not in text
+    assert "- bfloat16" not in text
+    assert "None" not in text
+    assert speed.rows.missed(series, ["float32"]) == []
+
+
+def test_a_processor_without_bfloat16_is_measured_in_float32(speed: SimpleNamespace, tmp_path: Path) -> None:
+    bench = speed.parts.Bench(TINY, tmp_path, None, 1, speed.turns.Patience(0))
+    vars(bench)["said"] = {"dtype": "float32", "threads": 2, "torch": "2.0"}
+    assert bench.dtypes == ("float32",)
+    assert speed.parts.NO_BFLOAT16 in speed.parts.about(bench)
+    with pytest.raises(speed.parts.NotHere, match="computes in float32: bfloat16 would be slower"):
+        bench.ours("bfloat16")
+    assert list(speed.parts.moved(bench, "attention")) == []
+    with pytest.raises(speed.parts.NotHere, match="nothing to be compared with"):
+        next(speed.parts.accuracy(bench))
+
+
+@pytest.mark.parametrize(("more", "name"), [([], "benchmarks"), (["no fast bfloat16"], "benchmarks-float32")])
+def test_a_page_is_written_with_its_plot_beside_the_others(
+    speed: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: List[str], name: str
+) -> None:
+    monkeypatch.setattr(speed.page, "DOCS", tmp_path / "docs")
+    kept = tmp_path / "found.json"
+    speed.page.keep(kept, "start", ["2 x processor", *more], {"start": {"ours": [2.0]}})
+    page = speed.page.page_of(speed.page.read(kept))
+    speed.page.write(page, kept)
+    assert page == tmp_path / "docs" / f"{name}.md"
+    assert f"](images/{name}.svg)" in page.read_text()
+    assert xml.etree.ElementTree.parse(tmp_path / "docs" / "images" / f"{name}.svg")
 
 
 def test_the_page_tells_what_strips_save_and_cost(speed: SimpleNamespace) -> None:
@@ -353,8 +382,6 @@ MORE_CHANGES = ("attention-by-head", "attention-in-slices", "channels-last")  # 
 def test_a_lever_changes_the_time_and_not_the_numbers(
     speed: SimpleNamespace, bench: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    for owner, patched in patched_names():
-        monkeypatch.setattr(owner, patched, getattr(owner, patched))  # to be put back afterwards
     if name == "attention" and not hasattr(torch.nn.functional, "scaled_dot_product_attention"):
         pytest.skip("this torch has no fused kernel")
     if name == "filtering":  # also of the small model's convolutions
@@ -363,9 +390,13 @@ def test_a_lever_changes_the_time_and_not_the_numbers(
     given = speed.weights.inputs(TINY, [64])
     files = (bench.config, bench.model)
     for network, words in (("unet", (64,)), ("vae", (64,)), ("text", ()), ("sample", (64, 3, 1))):
-        expected, found = (call_of(files, network, moved, given) for moved in ([], [name]))
+        expected = call_of(files, network, [], given)(*words)
+        with monkeypatch.context() as patch:
+            for owner, patched in patched_names():
+                patch.setattr(owner, patched, getattr(owner, patched))  # to be put back afterwards
+            found = call_of(files, network, [name], given)(*words)
         # Sums in another order: the last bits of float32, which three guided steps make ten times larger.
-        assert torch.allclose(found(*words), expected(*words), rtol=1e-3, atol=1e-3), network
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3), network
 
 
 def patched_names() -> List[Tuple[Any, str]]:

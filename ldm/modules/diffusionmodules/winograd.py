@@ -40,8 +40,8 @@ class Matrices(NamedTuple):
 def transformed(taps: Tensor, m: int) -> Iterator[Tensor]:
     """G g G^T of weights g for tiles of m x m results: (C',C) for each of the n^2 places, row by row.
 
-    taps (3,3,C',C): the weights. What comes is good until the next comes, which is written over it: they are a large
-    model's, and memory new from the system would take longer than the sums.
+    taps (3,3,C',C): the weights. Each result is good until the next, which is written over it: for a large model,
+    memory new from the system would take longer than the sums.
     """
     g = matrices(m, taps.dtype).g.tolist()
     of_row, of_place = torch.empty_like(taps[0]), torch.empty_like(taps[0, 0])

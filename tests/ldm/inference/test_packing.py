@@ -102,17 +102,44 @@ def test_minimal_filtering_gives_the_same_for_any_size(number, least, monkeypatc
 
 
 @needs_packing
-@pytest.mark.parametrize("least", [{4: 1}, {2: 1}])
-def test_what_minimal_filtering_had_comes_back_bit_for_bit(least, monkeypatch):
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+@pytest.mark.parametrize("sides", [(8,), (8, 4, 8), (4, 8), (8, 16)])
+def test_what_minimal_filtering_had_comes_back_bit_for_bit(sides, stored, monkeypatch):
+    """Of two layers that share a scratch, whatever sizes of maps they saw one after the other."""
     monkeypatch.setattr(convolving, "FILTERED_CHANNELS", 24)
-    monkeypatch.setattr(convolving, "FILTERED_PLACES", least)
-    model = wrapped(nn.Conv2d(24, 40, 3, padding=1), torch.float32)
-    before = model[0].weight.clone()
+    monkeypatch.setattr(convolving, "FILTERED_PLACES", {4: 16 * 16, 2: 8 * 8})
+    model = nn.Sequential(wrapped(nn.Conv2d(24, 40, 3, padding=1), stored), wrapped(nn.Conv2d(40, 24, 3), stored))
+    model[1][0].padding = (1, 1)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.float() if name.endswith("bias") else parameter.data
+    before = copy.deepcopy(model).float()
     pack(model, torch.float32)
-    model(torch.zeros(1, 24, 8, 8))
-    assert model[0].is_filtered((8, 8))
+    for side in sides:
+        x = torch.randn(1, 24, side, side, generator=torch.Generator().manual_seed(side))
+        assert (model(x) - before(x)).abs().max() <= tolerance(torch.float32)
+    assert model[0][0].is_filtered((8, 8))
     unpack(model)
-    assert torch.equal(model[0].weight, before)
+    assert all(torch.equal(value, before.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@needs_packing
+def test_a_filtered_weight_of_a_smaller_precision_is_kept_in_it(monkeypatch):
+    """A file's own is mapped, and takes no memory beside the transformed ones."""
+    monkeypatch.setattr(convolving, "FILTERED_CHANNELS", 24)
+    layer = wrapped(nn.Conv2d(24, 24, 3, padding=1, bias=False), torch.float16)
+    stored = layer[0].weight.data_ptr()
+    pack(layer, torch.float32)
+    layer(torch.zeros(1, 24, 24, 24))
+    assert layer[0]._way._kept.data_ptr() == stored
+
+
+@needs_packing
+def test_a_convolution_is_reordered_in_the_scratch():
+    model = nn.Sequential(wrapped(nn.Conv2d(24, 40, 3), torch.float32), nn.Sequential(nn.Conv2d(40, 40, 3)))
+    pack(model.requires_grad_(False), torch.float32)
+    scratch = model[0][0]._scratch
+    model(torch.zeros(1, 24, 8, 8))
+    assert scratch._memory.numel() == 24 * 40 * 9
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,11 @@ def test_it_is_the_convolution(m, size, batch, order):
 
 
 @pytest.mark.parametrize("m", POINTS)
+def test_weights_are_transformed_in_one_piece_of_memory(m):
+    assert len({each.data_ptr() for each in transformed(numbers(3, 3, 6, 5), m)}) == 1
+
+
+@pytest.mark.parametrize("m", POINTS)
 def test_it_goes_without_a_bias(m):
     x, weight = numbers(1, 5, 8, 8), numbers(6, 5, 3, 3)
     got = filtered(x, weight, None, m)
