@@ -16,8 +16,7 @@ from on_processor.turns import DISTURBED, TRIES
 
 TEXT = """# Speed on a processor
 
-`make bench` measures this and writes this page. {machine} Measured so far are a processor
-[with bfloat16](benchmarks.md) and one [without](benchmarks-float32.md).
+`make bench` measures this and writes this page. {machine}
 
 All of it is done with one set of weights of the size of Stable Diffusion v1, random and the same for everybody. Each
 way has a process of its own that holds the model and computes when it is asked; they are asked in turns, one at a time,
