@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ldm.inference.onednn import convolution, convolution_weight, linear, linear_weight
+from ldm.inference.onednn import convolution, convolution_weight, lie_alike, linear, linear_weight, packed_as
+from ldm.inference.scratch import freed
 from ldm.modules.diffusionmodules import winograd
 from ldm.modules.processor import AMX_BF16, processor_flags
 
@@ -63,18 +64,35 @@ class Way(Protocol):
 
 
 class Blocks:
-    """oneDNN's own convolution; its weight comes as (C',kh,kw,C), to which torch would copy any other order."""
+    """oneDNN's own convolution; its weight comes as (C',kh,kw,C), to which torch would copy any other order.
 
-    def __init__(self, weight: Tensor, place: Place, size: Sequence[int]) -> None:
+    Packed for the batch that comes, and once more for another if it lies in other blocks for that: so no picture
+    depends on the batch before.
+    """
+
+    def __init__(self, weight: Tensor, place: Place, size: Sequence[int], batch: int) -> None:
         self._numbers = [list(place.padding), list(place.stride), list(place.dilation), place.groups]
-        self._weight = convolution_weight(weight.permute(0, 3, 1, 2), self._numbers, size)
+        self._size = size
+        self._weights = {packed_as(batch): self._packed(weight.permute(0, 3, 1, 2), batch)}
 
     def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
-        return convolution(x, self._weight, bias, self._numbers)
+        weight = self._weights.get(packed_as(len(x)))
+        return convolution(x, self._weight_for(len(x)) if weight is None else weight, bias, self._numbers)
 
     def plain_weight(self) -> Tensor:
-        weight: Tensor = self._weight.to_dense()
+        weight: Tensor = next(iter(self._weights.values())).to_dense()
         return weight
+
+    def _packed(self, weight: Tensor, batch: int) -> Tensor:
+        return convolution_weight(weight, self._numbers, self._size, packed_as(batch))
+
+    def _weight_for(self, batch: int) -> Tensor:
+        """Of a batch that was not seen before."""
+        new = self._packed(self.plain_weight(), batch)
+        freed.add(new)
+        found = next((each for each in self._weights.values() if lie_alike(each, new)), new)
+        self._weights[packed_as(batch)] = found
+        return found
 
 
 class Product:

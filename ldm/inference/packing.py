@@ -129,7 +129,7 @@ class PackedConv2d(Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._way is None or x.shape[2:] != self._suits:
-            self._way = self._way_for(x.shape[2:])
+            self._way = self._way_for(x.shape[2:], len(x))
             self._suits = x.shape[2:]
             self._let_go()
         return self._way(x, self.bias)
@@ -138,7 +138,7 @@ class PackedConv2d(Packed):
         """Whether maps of that size (h,w) are convolved by minimal filtering."""
         return bool(self._place.tile(size, self._dtype))
 
-    def _way_for(self, size: torch.Size) -> Way:
+    def _way_for(self, size: torch.Size, batch: int) -> Way:
         tile = self._place.tile(size, self._dtype)
         if tile:
             kept = self._kept_weight()
@@ -146,7 +146,7 @@ class PackedConv2d(Packed):
         weight = self._to_pack(CHANNELS_LAST)
         freed.add(weight)
         is_product = self._place.is_product(size, self._dtype)
-        return Product(weight, self._place) if is_product else Blocks(weight, self._place, size)
+        return Product(weight, self._place) if is_product else Blocks(weight, self._place, size, batch)
 
     def _packed_weight(self) -> Tensor:
         assert self._way is not None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -12,10 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.inference import convolving, packing
+from ldm.inference import convolving, onednn, packing
 from ldm.inference.checkpoint import load_model, read_state_dict
 from ldm.inference.contents import read_contents
-from ldm.inference.convolving import Place
+from ldm.inference.convolving import Blocks, Place
 from ldm.inference.packing import PackedConv2d, PackedLinear, Scratch, can_pack, pack, unpack
 from ldm.inference.pipeline import Pipeline
 from ldm.inference.runtime import Precision
@@ -26,6 +29,7 @@ from ldm.modules.diffusionmodules import winograd
 from ldm.modules.diffusionmodules.doubling import DoublingConv2d
 from tests.tiny import random_model
 
+ROOT = Path(__file__).resolve().parents[3]
 needs_packing = pytest.mark.skipif(
     not can_pack(torch.float32), reason="this torch takes no packed weights: plain layers do the work"
 )
@@ -482,6 +486,49 @@ def test_what_a_batch_gives_does_not_depend_on_the_batch_before(dtype):
         assert torch.equal(used(batches[rows]), alone[rows])
 
 
+TWICE = """
+import torch
+from torch import nn
+from ldm.inference.packing import pack
+dtype = torch.{dtype}
+for channels, side in ((64, 16), (128, 8), (96, 20)):
+    model = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1)).to(dtype).requires_grad_(False)
+    pack(model, dtype)
+    batches = [torch.randn(b, channels, side, side, dtype=dtype) for b in (3, 1, 2, 8)]
+    batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
+    for again in (False, True):
+        print("again" if again else "first", flush=True)
+        for batch in batches:
+            model(batch)
+"""
+
+
+@needs_packing
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_weight_is_put_in_other_blocks_in_a_call(dtype):
+    code = TWICE.format(dtype=str(dtype).replace("torch.", ""))
+    words = {**os.environ, "ONEDNN_VERBOSE": "1"}
+    said = subprocess.check_output((sys.executable, "-c", code), cwd=ROOT, env=words, text=True)
+    calls = [part.split("first")[0] for part in said.split("again")[1:]]
+    assert [part.count(",convolution,") for part in calls] == [4, 4, 4]
+    assert "reorder" not in "".join(calls)
+
+
+@needs_packing
+def test_a_weight_that_lies_alike_for_two_batches_is_kept_once(monkeypatch):
+    weight, place = torch.randn(40, 3, 3, 24), Place((40, 24, 3, 3), (1, 1), (1, 1), (1, 1), 1)
+    blocks = Blocks(weight, place, (8, 8), 3)
+    x = torch.randn(2, 24, 8, 8).contiguous(memory_format=torch.channels_last)
+    expected = nn.functional.conv2d(x, weight.permute(0, 3, 1, 2), padding=1)
+    for alike in (True, False):
+        monkeypatch.setattr(convolving, "lie_alike", lambda one, other, alike=alike: alike)
+        blocks._weights = dict(list(blocks._weights.items())[:1])
+        assert torch.allclose(blocks(x, None), expected, atol=1e-4)
+        assert len({id(each) for each in blocks._weights.values()}) == (1 if alike else 2)
+    assert not onednn.lie_alike(*(onednn.linear_weight(torch.full((32, 16), number)) for number in (1.0, 2.0)))
+    assert onednn.lie_alike(*(onednn.linear_weight(torch.ones(32, 16)) for _ in range(2)))
+
+
 @needs_packing
 def test_packing_tells_what_it_has_freed(monkeypatch):
     seen = []
@@ -493,6 +540,6 @@ def test_packing_tells_what_it_has_freed(monkeypatch):
     for rows in (1, 2, 9):
         packed_linear(torch.zeros(rows, 256))
     assert seen == [256 * 512], "once"
-    for rows, size in ((1, 16), (2, 16), (9, 16), (1, 16), (9, 32)):
+    for rows, size in ((1, 16), (2, 16), (9, 16), (1, 16), (30, 16), (9, 32), (10, 32)):
         packed(torch.zeros(rows, 4, size, size))
-    assert seen == [256 * 512, 8 * 4 * 9, 8 * 4 * 9], "once for each size of a map, however many there are"
+    assert seen == [256 * 512, *4 * [8 * 4 * 9]], "once for each size of a map, and for one, two and more of them"
