@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ldm.inference.onednn import convolution, convolution_weight, lie_alike, linear, linear_weight, packed_as
+from ldm.inference.onednn import convolution, convolution_weight, lie_alike, linear, linear_weight
 from ldm.inference.scratch import freed
 from ldm.modules.diffusionmodules import winograd
 from ldm.modules.processor import AMX_BF16, processor_flags
@@ -60,39 +60,40 @@ class Way(Protocol):
         """x (B,C,h,w) -> (B,C',h',w')."""
 
     def plain_weight(self) -> Tensor:
-        """The weight (C',C,kh,kw) in the dtype that it is computed with, bit for bit."""
+        """The weight (C',C,kh,kw): bit for bit, once it is in the dtype that it is computed with."""
 
 
 class Blocks:
     """oneDNN's own convolution; its weight comes as (C',kh,kw,C), to which torch would copy any other order.
 
-    Packed for the batch that comes, and once more for another if it lies in other blocks for that: so no picture
-    depends on the batch before.
+    In which blocks that lies depends on the batch, too, and on the number of threads; where it lies in others, oneDNN
+    puts it in order in every call, on one thread. So it is packed for each batch that comes, and kept once for all that
+    have the same blocks.
     """
 
     def __init__(self, weight: Tensor, place: Place, size: Sequence[int], batch: int) -> None:
         self._numbers = [list(place.padding), list(place.stride), list(place.dilation), place.groups]
         self._size = size
-        self._weights = {packed_as(batch): self._packed(weight.permute(0, 3, 1, 2), batch)}
+        self._weights = {batch: self._packed(weight.permute(0, 3, 1, 2), batch)}
 
     def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
-        weight = self._weights.get(packed_as(len(x)))
-        return convolution(x, self._weight_for(len(x)) if weight is None else weight, bias, self._numbers)
+        if len(x) not in self._weights:
+            self._weights[len(x)] = self._weight_for(len(x))
+        return convolution(x, self._weights[len(x)], bias, self._numbers)
 
     def plain_weight(self) -> Tensor:
         weight: Tensor = next(iter(self._weights.values())).to_dense()
         return weight
 
     def _packed(self, weight: Tensor, batch: int) -> Tensor:
-        return convolution_weight(weight, self._numbers, self._size, packed_as(batch))
+        return convolution_weight(weight, self._numbers, self._size, batch)
 
     def _weight_for(self, batch: int) -> Tensor:
-        """Of a batch that was not seen before."""
-        new = self._packed(self.plain_weight(), batch)
-        freed.add(new)
-        found = next((each for each in self._weights.values() if lie_alike(each, new)), new)
-        self._weights[packed_as(batch)] = found
-        return found
+        plain = self.plain_weight()
+        new = self._packed(plain, batch)
+        for each in (plain, new):
+            freed.add(each)
+        return next((each for each in self._weights.values() if lie_alike(each, new)), new)
 
 
 class Product:
@@ -119,7 +120,6 @@ class Filtered:
 
     def __init__(self, kept: Tensor, taps: Tensor, m: int) -> None:
         self._kept = kept  # as it cannot be had back to the last bit; often the file's own, mapped
-        self._dtype = taps.dtype
         packed = map(linear_weight, winograd.transformed(taps, m))
         self._products = [functools.partial(linear, packed=each, bias=None) for each in packed]
 
@@ -127,7 +127,7 @@ class Filtered:
         return winograd.convolve(x, self._products, self._kept.shape[0], bias)
 
     def plain_weight(self) -> Tensor:
-        return self._kept.to(self._dtype)
+        return self._kept
 
 
 def narrow(dtype: torch.dtype) -> int:

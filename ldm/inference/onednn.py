@@ -5,7 +5,6 @@ These operators are private to torch and may move: they are named in this module
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any, Optional, Sequence
 
 import torch
@@ -14,8 +13,6 @@ from torch import Tensor
 # The operators can apply an activation to their sums, before they round them.
 NOTHING_BEHIND: Any = ("none", [], "")
 GELU_BEHIND: Any = ("gelu", [], "none")  # the exact one
-# Some weights lie in other blocks for one map or two than for more, which are all packed for as for eight.
-FEW, MANY = 2, 8
 
 
 def linear_weight(weight: Tensor) -> Tensor:
@@ -40,21 +37,13 @@ def convolution_weight(weight: Tensor, numbers: Sequence[Any], size: Sequence[in
     return packed
 
 
-def packed_as(batch: int) -> int:
-    """The batch for which weights are packed to be used with this one."""
-    return batch if batch <= FEW else MANY
-
-
 def lie_alike(one: Tensor, other: Tensor) -> bool:
-    """Whether a weight that was packed twice lies in the same blocks; not, where this torch does not tell."""
+    """Whether two packed weights lie in the same blocks; taken for so where this torch does not tell."""
     operators = torch.ops.mkldnn
-    if not hasattr(operators, "_nbytes") or not hasattr(operators, "data_ptr"):
-        return False
-    count = operators._nbytes(one)
-    if count != operators._nbytes(other):
-        return False
-    found = [ctypes.c_void_p(operators.data_ptr(each)) for each in (one, other)]
-    return not ctypes.CDLL(None).memcmp(*found, ctypes.c_size_t(count))
+    if not hasattr(operators, "_get_mkldnn_serialized_md"):
+        return True
+    described = [operators._get_mkldnn_serialized_md(each) for each in (one, other)]
+    return torch.equal(*described)
 
 
 def convolution(x: Tensor, packed: Tensor, bias: Optional[Tensor], numbers: Sequence[Any]) -> Tensor:

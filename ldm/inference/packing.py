@@ -258,8 +258,9 @@ def _works(kind: Any, sizes: Dict[str, int], shape: Sequence[int], dtype: torch.
     scratch.hold(torch.zeros(max(value.numel() for value in before.values()), dtype=torch.float64))
     eps = torch.finfo(dtype).eps * 8
     # What is packed must lie in memory of its own: the scratch holds zeros by now.
-    if not torch.allclose(packed(x), expected, rtol=eps, atol=eps):
-        return False
+    for count in (1, 3):
+        if not torch.allclose(packed(torch.cat([x] * count)), torch.cat([expected] * count), rtol=eps, atol=eps):
+            return False
     return all(torch.equal(value, before[name]) for name, value in packed.unpacked().state_dict().items())
 
 
