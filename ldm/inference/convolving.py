@@ -67,8 +67,8 @@ class Blocks:
     """oneDNN's own convolution; its weight comes as (C',kh,kw,C), to which torch would copy any other order.
 
     In which blocks that lies depends on the batch, too, and on the number of threads; where it lies in others, oneDNN
-    puts it in order in every call, on one thread. So it is packed for each batch that comes, and kept once for all that
-    have the same blocks.
+    puts it in order in every call, which can take longer than the convolution. So it is packed for each batch that
+    comes, and kept once for all that have the same blocks.
     """
 
     def __init__(self, weight: Tensor, place: Place, size: Sequence[int], batch: int) -> None:
