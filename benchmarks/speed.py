@@ -1,7 +1,7 @@
 """How fast the networks are on this processor: against diffusers, against the plain way, against what it can do at all.
 
-    python benchmarks/speed.py [--quick] [--page FILE] [--folder DIR] [--peer PYTHON] [--patience MINUTES]
-                               [--only PART ...] [--levers NAME ...]
+    python benchmarks/speed.py [--quick] [--folder DIR] [--peer PYTHON] [--patience MINUTES] [--only PART ...]
+                               [--levers NAME ...]
 
 Writes docs/benchmarks.md, or docs/benchmarks-float32.md where a processor has no fast bfloat16, and its plot in about
 an hour on two idle cores, and up to its patience later where they are not; with --quick it only shows what it would
@@ -45,13 +45,14 @@ def main() -> int:
     bench.prepare()
     kept = options.folder / ("quick.json" if options.quick else "found.json")
     failed = measure(bench, options, kept)
-    file = options.page or page.page_of(page.read(kept))
+    found = page.read(kept)
     if options.quick:
-        print(page.text(page.read(kept), page.plot_of(file).name))
+        print(page.text(found))
         return 1 if failed else 0
-    page.write(file, kept)
+    file = page.page_of(found)
+    page.write(found)
     print(f"wrote {file} and {page.plot_of(file)}")
-    missed = rows.missed(page.all_series(page.read(kept)), page.dtypes_of(page.read(kept)))
+    missed = rows.missed(page.all_series(found), page.dtypes_of(found))
     print(*(f"missed: {name}" for name in missed), sep="\n")
     return 1 if failed or missed else 0
 
@@ -93,7 +94,6 @@ def wanted_parts(bench: Bench, options: argparse.Namespace) -> List[Tuple[str, P
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few rounds, and leave the page alone")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="to write (by its processor, one of docs/)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for 13 GB (build/benchmarks)")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the model's YAML (SD v1)")
     parser.add_argument("--peer", metavar="PYTHON", help="that has diffusers (.venv-peers), or 'none' to leave it out")

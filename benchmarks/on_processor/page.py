@@ -91,11 +91,10 @@ def read(file: Path) -> Dict[str, Any]:
     return kept
 
 
-def write(page: Path, file: Path) -> None:
-    """Replace a page and its plot by what is kept in the file."""
-    kept = read(file)
-    plot_of(page).parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(text(kept, plot_of(page).name), encoding="utf-8")
+def write(kept: Mapping[str, Any]) -> None:
+    """Replace the page of such a machine, and its plot, by what was kept."""
+    page = page_of(kept)
+    page.write_text(text(kept), encoding="utf-8")
     plot_of(page).write_text(plot.svg(all_series(kept)), encoding="utf-8")
 
 
@@ -114,7 +113,7 @@ def all_series(kept: Mapping[str, Any]) -> Dict[str, Any]:
     return {name: ways for part in kept.values() for name, ways in part["series"].items()}
 
 
-def text(kept: Mapping[str, Any], plot_name: str) -> str:
+def text(kept: Mapping[str, Any]) -> str:
     """The page."""
     found, dtypes = all_series(kept), dtypes_of(kept)
     tables: Dict[str, List[str]] = {
@@ -129,6 +128,7 @@ def text(kept: Mapping[str, Any], plot_name: str) -> str:
     }
     lines = {name: "\n".join(each) for name, each in tables.items()}
     passes = PASSES if "bfloat16" in dtypes else ""
+    plot_name = plot_of(page_of(kept)).name
     return TEXT.format(machine=machine(kept), plot=plot_name, passes=passes, small_bar=rows.SMALL_BAR, **lines)
 
 

@@ -77,9 +77,10 @@ class Blocks:
         self._weights = {batch: self._packed(weight.permute(0, 3, 1, 2), batch)}
 
     def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
-        if len(x) not in self._weights:
-            self._weights[len(x)] = self._weight_for(len(x))
-        return convolution(x, self._weights[len(x)], bias, self._numbers)
+        batch = len(x)
+        if batch not in self._weights:
+            self._weights[batch] = self._weight_for(batch)
+        return convolution(x, self._weights[batch], bias, self._numbers)
 
     def plain_weight(self) -> Tensor:
         weight: Tensor = next(iter(self._weights.values())).to_dense()

@@ -209,7 +209,7 @@ def made_up(speed: SimpleNamespace) -> Dict[str, Dict[str, List[float]]]:
 
 def page_of(speed: SimpleNamespace, series: Dict[str, Dict[str, List[float]]], *more: str) -> str:
     about = ["2 x processor", "avx2", *more, "2 threads", "torch 2.0"]
-    text: str = speed.page.text({"part": {"date": "2026-01-01", "about": about, "series": series}}, "speed.svg")
+    text: str = speed.page.text({"part": {"date": "2026-01-01", "about": about, "series": series}})
     return text
 
 
@@ -271,14 +271,12 @@ def test_a_processor_without_bfloat16_is_measured_in_float32(speed: SimpleNamesp
 def test_a_page_is_written_with_its_plot_beside_the_others(
     speed: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: List[str], name: str
 ) -> None:
-    monkeypatch.setattr(speed.page, "DOCS", tmp_path / "docs")
-    kept = tmp_path / "found.json"
-    speed.page.keep(kept, "start", ["2 x processor", *more], {"start": {"ours": [2.0]}})
-    page = speed.page.page_of(speed.page.read(kept))
-    speed.page.write(page, kept)
-    assert page == tmp_path / "docs" / f"{name}.md"
-    assert f"](images/{name}.svg)" in page.read_text()
-    assert xml.etree.ElementTree.parse(tmp_path / "docs" / "images" / f"{name}.svg")
+    monkeypatch.setattr(speed.page, "DOCS", tmp_path)
+    (tmp_path / "images").mkdir()
+    part = {"date": "2026-01-01", "about": ["2 x processor", *more], "series": {"start": {"ours": [2.0]}}}
+    speed.page.write({"start": part})
+    assert f"](images/{name}.svg)" in (tmp_path / f"{name}.md").read_text()
+    assert xml.etree.ElementTree.parse(tmp_path / "images" / f"{name}.svg")
 
 
 def test_the_page_tells_what_strips_save_and_cost(speed: SimpleNamespace) -> None:
