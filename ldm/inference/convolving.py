@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple, Optional, Protocol, Sequence
+from typing import Any, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ldm.inference.onednn import convolution, convolution_weight, lie_alike, linear, linear_weight
+from ldm.inference.onednn import convolution, convolution_weight, layout, linear, linear_weight
 from ldm.inference.scratch import freed
 from ldm.modules.diffusionmodules import winograd
 from ldm.modules.processor import AMX_BF16, processor_flags
@@ -67,13 +67,13 @@ class Blocks:
     """oneDNN's own convolution; its weight comes as (C',kh,kw,C), to which torch would copy any other order.
 
     In which blocks that lies depends on the batch, too, and on the number of threads; where it lies in others, oneDNN
-    puts it in order in every call, which can take longer than the convolution. So it is packed for each batch that
-    comes, and kept once for all that have the same blocks.
+    puts it in order in every call, which can take longer than the convolution. So it is kept once for all batches that
+    want the same blocks, and packed once more for those that want others.
     """
 
     def __init__(self, weight: Tensor, place: Place, size: Sequence[int], batch: int) -> None:
-        self._numbers = [list(place.padding), list(place.stride), list(place.dilation), place.groups]
-        self._size = size
+        self._numbers = (tuple(place.padding), tuple(place.stride), tuple(place.dilation), place.groups)
+        self._size = tuple(size)
         self._weights = {batch: self._packed(weight.permute(0, 3, 1, 2), batch)}
 
     def __call__(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
@@ -90,11 +90,16 @@ class Blocks:
         return convolution_weight(weight, self._numbers, self._size, batch)
 
     def _weight_for(self, batch: int) -> Tensor:
+        first, *_ = held = list(self._weights.values())
+        wanted = layout_for(tuple(first.shape), first.dtype, self._numbers, self._size, batch, torch.get_num_threads())
+        fit = next((each for each in held if layout(each) == wanted), None)
+        if fit is not None:
+            return fit
         plain = self.plain_weight()
-        new = self._packed(plain, batch)
-        for each in (plain, new):
+        packed = self._packed(plain, batch)
+        for each in (plain, packed):
             freed.add(each)
-        return next((each for each in self._weights.values() if lie_alike(each, new)), new)
+        return packed
 
 
 class Product:
@@ -129,6 +134,22 @@ class Filtered:
 
     def plain_weight(self) -> Tensor:
         return self._kept
+
+
+@functools.lru_cache(maxsize=None)
+def layout_for(
+    shape: Tuple[int, ...],
+    dtype: torch.dtype,
+    numbers: Tuple[Any, ...],
+    size: Tuple[int, ...],
+    batch: int,
+    threads: int,
+) -> bytes:
+    """In which blocks a convolution wants its weight; `threads` is how many torch computes with.
+
+    Asked by packing an empty one, once for all layers of a kind, as a network has many of each.
+    """
+    return layout(convolution_weight(torch.empty(shape, dtype=dtype), numbers, size, batch))
 
 
 def narrow(dtype: torch.dtype) -> int:

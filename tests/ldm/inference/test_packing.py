@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import re
 import subprocess
@@ -528,7 +529,10 @@ def test_no_weight_is_put_in_other_blocks_in_a_call(threads):
 @needs_packing
 @pytest.mark.parametrize("alike", [True, False])
 def test_a_weight_that_lies_alike_for_two_batches_is_kept_once(alike, monkeypatch):
-    monkeypatch.setattr(convolving, "lie_alike", lambda one, other: alike)
+    monkeypatch.setattr(convolving, "layout", lambda packed: b"packed for 3")
+    monkeypatch.setattr(
+        convolving, "layout_for", lambda *kind: b"packed for 3" if alike else b"packed for %d" % kind[-2]
+    )
     layer = nn.Conv2d(24, 48, 3, padding=1, groups=2).requires_grad_(False)
     before, packed = copy.deepcopy(layer), nn.Sequential(layer)
     pack(packed, torch.float32)
@@ -541,11 +545,31 @@ def test_a_weight_that_lies_alike_for_two_batches_is_kept_once(alike, monkeypatc
 
 
 @needs_packing
-def test_weights_in_other_blocks_are_told_apart():
-    one, same, other = (onednn.linear_weight(torch.zeros(size, 16)) for size in (32, 32, 48))
-    assert onednn.lie_alike(one, same)
-    if TELLS:
-        assert not onednn.lie_alike(one, other)
+def test_layers_of_one_kind_ask_once_how_their_weights_lie(monkeypatch):
+    asked = []
+    monkeypatch.setattr(convolving, "layout_for", functools.lru_cache()(lambda *kind: asked.append(kind) or b""))
+    monkeypatch.setattr(convolving, "layout", lambda packed: b"")
+    layers = [nn.Conv2d(inputs, 16, 3, padding=1) for inputs in (16, 16, 16, 8, 8)]
+    packed = nn.ModuleList(layers).requires_grad_(False)
+    pack(packed, torch.float32)
+    for batch in (2, 1, 2, 1):
+        for layer in packed:
+            layer(torch.randn(batch, layer._place.shape[1], 8, 8))
+    assert len(asked) == 2
+
+
+@needs_packing
+@pytest.mark.skipif(not TELLS, reason="this torch does not tell in which blocks weights lie")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_is_told_of_a_kind_of_weight_is_how_each_of_them_lies(dtype, groups):
+    numbers = ((1, 1), (1, 1), (1, 1), groups)
+    weight = torch.randn(48, 24 // groups, 3, 3).to(dtype)
+    for order in (torch.contiguous_format, torch.channels_last):
+        packed = onednn.convolution_weight(weight.contiguous(memory_format=order), numbers, (8, 9), 3)
+        told = convolving.layout_for(tuple(weight.shape), dtype, numbers, (8, 9), 3, torch.get_num_threads())
+        assert told == onednn.layout(packed)
+    assert onednn.layout(onednn.linear_weight(torch.zeros(48, 16))) != told, "of another weight"
 
 
 @needs_packing
@@ -559,6 +583,10 @@ def test_packing_tells_what_it_has_freed(monkeypatch):
     for rows in (1, 2, 9):
         packed_linear(torch.zeros(rows, 256))
     assert seen == [256 * 512], "once"
-    for rows, size in ((1, 16), (2, 16), (9, 16), (1, 16), (9, 32)):
+    monkeypatch.setattr(convolving, "layout_for", lambda *kind: onednn.layout(packed._way._weights[1]))
+    for rows, size in ((1, 16), (2, 16), (9, 16), (1, 16), (1, 32)):
         packed(torch.zeros(rows, 4, size, size))
-    assert seen == [256 * 512, *6 * [8 * 4 * 9]], "once for each size of a map, twice for another batch of it"
+    assert seen == [256 * 512, *2 * [8 * 4 * 9]], "once for each size of a map"
+    monkeypatch.setattr(convolving, "layout_for", lambda *kind: b"others")
+    packed(torch.zeros(3, 4, 32, 32))
+    assert seen == [256 * 512, *4 * [8 * 4 * 9]], "twice for a batch that wants other blocks"
