@@ -45,6 +45,8 @@ some of them (see [levers](#levers)), so it may come above 100 %.
 {processes}
 
 Files lie in the system's cache, and ours remembers the hash of the weights, from the round that warms up.
+Ours reads, converts and packs the U-Net's weights in its first call, where diffusers has them ready by then: it begins
+to sample early and its first step takes longer, so the whole process is what compares the two.
 CompVis's own code is not run here, so no ratio to it stands on this page; nor does one to stable-diffusion.cpp.
 
 ## Same numbers
@@ -70,6 +72,10 @@ What ours loses on the U-Net at 256 px when one is switched off:
 What was tried and is not in use:
 
 {left_out}
+
+Not in use though it may gain: freed memory kept by the C library, with which the memory of a job was seen to grow
+without end (glibc 2.36); and `torch.compile`, which wants a compiler on the compute node and a minute or more in each
+process and for each size of batch.
 """
 
 

@@ -54,7 +54,7 @@ Task = Tuple[object, ...]  # a network, and the size of the picture where it dep
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # as Linux names them
 NO_BFLOAT16 = "no fast bfloat16"
 IMPORT_TORCH = (
-    "import sys; sys.path.insert(0, 'benchmarks'); import torch; from on_processor import talk; print(talk.peak_mib())"
+    "import sys; sys.path.insert(0, 'benchmarks'); import torch; from on_processor import talk; print(talk.moment())"
 )
 VERSIONS = "import diffusers as d, torch; print('diffusers', d.__version__, 'with torch', torch.__version__)"
 
@@ -231,7 +231,7 @@ def whole(bench: Bench) -> Iterator[Series]:
 
 
 def start(bench: Bench) -> Iterator[Series]:
-    """From the start of a process to the U-Net's first call, and the most memory until then in MiB; files cached."""
+    """Of a process, to the U-Net's first call and to that call's end, files cached; and the most memory until then."""
     first_call = (sys.executable, str(SCRIPTS / "first_call.py"))
     outdir = bench.folder / "pictures"
     commands = {
@@ -243,19 +243,25 @@ def start(bench: Bench) -> Iterator[Series]:
         files = (str(bench.diffusers), "unused.png")
         commands["diffusers"] = (str(bench.peer), script, *files, "--dtype", bench.dtypes[0], "--first-call")
     commands["torch alone"] = (sys.executable, "-c", IMPORT_TORCH)
-    peaks: Dict[str, List[float]] = {way: [] for way in commands}
+    moments: Dict[str, Dict[float, List[float]]] = {way: {} for way in commands}
 
     def ask(way: str) -> float:
         started = time.perf_counter()
         said = subprocess.run(
             commands[way], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
         ).stdout
-        seconds = time.perf_counter() - started
-        peaks[way].append(float(said.split()[-1]))
-        return seconds
+        at, *others = [float(word) for word in said.splitlines()[-1].split()]
+        moments[way][at - started] = [others[0], *(each - started for each in others[1:2]), *others[2:]]
+        return at - started
 
     seconds = alternate({way: partial(ask, way) for way in commands}, bench.rounds, bench.patience)
-    yield {"start": seconds, "start MiB": {way: values[1:] for way, values in peaks.items()}}
+    kept = {way: [moments[way][each] for each in seconds[way]] for way in commands}
+    yield {"start": seconds, "start MiB": {way: [peak for peak, *_ in each] for way, each in kept.items()}}
+    of_calls = {way: each for way, each in kept.items() if len(each[0]) > 1}
+    yield {
+        "first call": {way: [done for _, done, _ in each] for way, each in of_calls.items()},
+        "first call MiB": {way: [peak for _, _, peak in each] for way, each in of_calls.items()},
+    }
 
 
 def overhead(bench: Bench) -> Iterator[Series]:

@@ -14,6 +14,7 @@ from on_processor.task import STEPS
 NOT_MEASURED = "not measured"
 ALIKE = 1.05  # two errors of one size differ by as much from chance
 HELPS = 0.97  # a ratio below this is taken for a gain
+TELLS_NOTHING = 0.3  # the spread of ratios on both sides of 1, over which they are taken for nothing
 
 Found = Mapping[str, Mapping[str, Sequence[float]]]  # as parts.Series
 
@@ -175,6 +176,8 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> List[str]:
 
 
 def _verdict(against: Measured, *, in_use: bool) -> str:
+    if against.spread > TELLS_NOTHING and min(against.values) < 1 < max(against.values):
+        return "cannot be told"
     if in_use:
         return "helps" if against.median > 1 / HELPS else "does not help here"
     return "would help" if against.median < HELPS else "does not help"
@@ -199,7 +202,7 @@ def _whole(found: Found, dtype: str) -> List[Row]:
 
 
 def _starts(found: Found, dtype: str) -> List[Row]:
-    series, memory = found.get("start", {}), found.get("start MiB", {})
+    series = found.get("start", {})
     ours, ckpt, theirs = (series.get(way) for way in ("ours", "ours .ckpt", "diffusers"))
     alone = series.get("torch alone")
     beside = (f"; diffusers {_seconds(theirs)}" if theirs else "") + (
@@ -225,18 +228,28 @@ def _starts(found: Found, dtype: str) -> List[Row]:
             None if more is None else more.median <= CKPT_SECONDS_MORE,
         )
     )
+    return [*rows, *_first_calls(found, dtype)]
+
+
+def _first_calls(found: Found, dtype: str) -> List[Row]:
+    """Ours reads the U-Net's weights within the call, so what it takes until then says nothing of them."""
+    done, memory = found.get("first call", {}), found.get("start MiB", {})
+    ours, theirs = (done.get(way) for way in ("ours", "diffusers"))
+    beside = f"; diffusers {_seconds(theirs)}" if theirs else ""
     peak, of_torch = (_gigabytes(memory.get(way)) for way in ("ours .ckpt", "torch alone"))
-    beside = f"; torch imported and no more {of_torch.text('GB')}" if of_torch else ""
+    behind = _gigabytes(found.get("first call MiB", {}).get("ours .ckpt"))
+    words = f"; until that call was done {behind.text('GB')}" if behind else ""
+    words += f"; torch imported and no more {of_torch.text('GB')}" if of_torch else ""
     most = CKPT_MEMORY * WEIGHTS_GB[dtype]
-    rows.append(
+    return [
         Row(
             "peak memory until then, from `.ckpt`",
             f"{CKPT_MEMORY}x the weights, {most:.2f} GB",
-            NOT_MEASURED if peak is None else peak.text("GB") + beside,
+            NOT_MEASURED if peak is None else peak.text("GB") + words,
             None if peak is None else peak.median <= most,
-        )
-    )
-    return rows
+        ),
+        Row("start of the process to the end of that call, `.safetensors`", "", f"{_seconds(ours)}{beside}"),
+    ]
 
 
 def _memory(found: Found, dtype: str) -> List[Row]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -140,7 +142,69 @@ def test_the_share_of_the_host_is_read_from_the_kernel(speed: SimpleNamespace) -
         sum(range(10**6))
     assert 0 <= stolen.share < 1.5, "ticks are of ten milliseconds, so a short block may round up"
     assert speed.turns.stolen_seconds() >= 0
-    assert speed.turns.is_quiet() in (True, False)
+
+
+@pytest.mark.parametrize(("share", "is_quiet"), [(0.0, True), (0.01, True), (0.2, False)])
+def test_a_machine_is_quiet_while_all_its_processors_work_for_it(
+    speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, share: float, is_quiet: bool
+) -> None:
+    started = []
+
+    class Worker:
+        def __init__(self, command: Sequence[str]) -> None:
+            started.append(command)
+
+        def wait(self) -> None:
+            started.append("done")
+
+    monkeypatch.setattr(speed.turns, "StolenShare", lambda: made_up_share(share))
+    monkeypatch.setattr(speed.turns.subprocess, "Popen", Worker)
+    assert speed.turns.is_quiet() is is_quiet
+    assert started.count("done") == (os.cpu_count() or 1)
+
+
+def test_what_a_machine_does_to_find_out_whether_it_is_quiet_ends_and_works(speed: SimpleNamespace) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    assert subprocess.run((sys.executable, "-S", "-c", speed.turns.BUSY), check=True).returncode == 0
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime > before
+
+
+@pytest.mark.parametrize(
+    ("times", "in_use", "left_out"),
+    [
+        ([1.2, 1.25, 1.3], "helps", "does not help"),
+        ([0.8, 0.9, 0.95], "does not help here", "would help"),
+        ([1.0, 1.01, 0.99], "does not help here", "does not help"),
+        ([0.9, 1.2, 1.3], "cannot be told", "cannot be told"),
+        ([1.1, 1.2, 1.6], "helps", "does not help"),
+    ],
+)
+def test_a_lever_is_judged_unless_its_rounds_lie_too_far_apart(
+    speed: SimpleNamespace, times: List[float], in_use: str, left_out: str
+) -> None:
+    for is_in_use, verdict in ((True, in_use), (False, left_out)):
+        name = next(iter(speed.levers.IN_USE if is_in_use else speed.levers.LEFT_OUT))
+        series = {f"lever {name} float32": {"ours": [1.0] * 3, "moved": times}}
+        what = f"| {speed.levers.LEVERS[name].what} | float32 |"
+        [row] = [line for line in speed.rows.lever_table(series, in_use=is_in_use) if line.startswith(what)]
+        assert row.endswith(f"| {verdict} |")
+
+
+@pytest.mark.slow
+def test_a_start_is_timed_to_the_first_call_of_the_network_and_to_its_end(
+    speed: SimpleNamespace, tmp_path: Path
+) -> None:
+    assert speed.weights.make(TINY, tmp_path, [64])
+    bench = speed.parts.Bench(TINY, tmp_path, None, 1, speed.turns.Patience(0))
+    vars(bench)["said"] = {"dtype": "float32", "threads": 2, "torch": "2.0"}
+    series = {name: ways for part in speed.parts.start(bench) for name, ways in part.items()}
+    starts, done = series["start"], series["first call"]
+    assert list(done) == ["ours", "ours .ckpt"]
+    for way in done:
+        assert 0 < starts["torch alone"][0] < starts[way][0] < done[way][0]
+        assert (
+            0 < series["start MiB"]["torch alone"][0] < series["start MiB"][way][0] <= series["first call MiB"][way][0]
+        )
 
 
 def test_the_page_says_what_the_host_took(speed: SimpleNamespace) -> None:
@@ -196,6 +260,8 @@ def made_up(speed: SimpleNamespace) -> Dict[str, Dict[str, List[float]]]:
     series["whole MiB"] = {"ours": [2500.0, 2500.0], "diffusers": [5000.0, 5000.0]}
     series["start"] = {"ours": [2.0, 2.1], "ours .ckpt": [2.5, 2.6], "diffusers": [6.0, 6.0], "torch alone": [1.0]}
     series["start MiB"] = {"ours": [2100.0], "ours .ckpt": [2200.0], "diffusers": [5000.0]}
+    series["first call"] = {"ours": [4.0, 4.1], "ours .ckpt": [4.5, 4.6], "diffusers": [8.0, 8.0]}
+    series["first call MiB"] = {"ours": [3100.0], "ours .ckpt": [3200.0], "diffusers": [6000.0]}
     series["overhead model"] = {"overlapped": [0.03, 0.03], "in turn": [0.05, 0.05]}
     series["overhead card"] = {"overlapped": [0.01, 0.01], "in turn": [0.1, 0.1]}
     series["large 2048"] = {"plain": [200.0], "strips": [220.0]}
@@ -232,6 +298,8 @@ def test_the_page_holds_ratios_seconds_and_the_share_of_the_limit(speed: SimpleN
     assert "; to import torch and no more 1.00 s |" in text
     assert "20.00 s (20.00 to 20.00), diffusers 30.00 s (30.00 to 30.00): 1.50x (1.50 to 1.50) faster |" in text
     assert "(2.50 to 2.60): 0.50 s (0.50 to 0.50) more | yes |" in text
+    assert "| 2.31 GB; until that call was done 3.36 GB | yes |" in text
+    assert "to the end of that call, `.safetensors` |  | 4.05 s (4.00 to 4.10); diffusers 8.00 s" in text
     assert "3.0% (3.0% to 3.0%); written in turn 5.0% (5.0% to 5.0%) | yes |" in text
     assert speed.rows.NOT_MEASURED not in text
     assert speed.rows.missed(series) == []
