@@ -66,10 +66,14 @@ def try_sizes(
     wait: Callable[[], None],
     memory: Optional[Memory] = None,
     clock: Callable[[], float] = time.perf_counter,
+    begin: Callable[[], None] = lambda: None,
+    calls_to_settle: int = 0,
 ) -> Tuple[List[Tried], Optional[int]]:
     """Each size that was tried, and how many pictures fit at once, None where `memory` is not known.
 
-    `run_network` runs the network for so many pictures, `wait` until that is done.
+    `run_network` runs the network for so many pictures, `wait` until that is done. `begin` has it forget what it has
+    recorded, as what is replayed takes no memory that could be seen; after so many calls of one size it is as quick as
+    it will be.
     """
     from ldm.inference.room import SHARE, Line, measure
 
@@ -79,6 +83,7 @@ def try_sizes(
     pictures = 1
     most = MOST_UNSEEN if memory is None else MOST
     while pictures <= most and clock() - started < SECONDS and _still_gains(tried):
+        begin()
         if memory is None:
             run_network(pictures)  # builds kernels and fills caches
         else:
@@ -86,8 +91,11 @@ def try_sizes(
             if peak is None or peak > SHARE * memory.free():
                 break
             peaks.append(peak)
+        for _ in range(calls_to_settle):
+            run_network(pictures)
         tried.append(Tried(pictures, _seconds(run_network, pictures, wait, clock) / pictures))
         pictures *= 2
+    begin()
     if memory is None or not tried:
         return tried, None
     line = Line.through(peaks[0], peaks[1]) if len(peaks) > 1 else None

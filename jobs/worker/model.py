@@ -80,12 +80,14 @@ def measure(pipeline: Pipeline, request: GenerationRequest) -> Findings:
         functools.partial(pipeline.run_network, request),
         (lambda: None) if graphs is None else graphs.wait,
         memory_of(place),
+        begin=pipeline.drop_recordings,
+        calls_to_settle=pipeline.calls_to_settle,
     )
     return Findings(device_of(pipeline), request.height, request.width, tuple(tried), most)
 
 
 @contextlib.contextmanager
-def naming_lack_of_memory(pictures: int, release: Callable[[], None] = lambda: None) -> Iterator[None]:
+def naming_lack_of_memory(pictures: int, release: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Turn torch's lack of memory for so many pictures into a NoMemoryError, and give back what can be.
 
     `release` gives back what more there is.

@@ -8,7 +8,7 @@ import torch
 
 from ldm.inference.packing import can_pack
 from ldm.inference.placing import settle_attention
-from ldm.inference.replay import Graphs, why_not
+from ldm.inference.replay import why_not
 from ldm.inference.room import Memory
 from ldm.inference.runtime import (
     Precision,
@@ -47,12 +47,11 @@ def describe_kernels(device: str, precision: Precision) -> List[str]:
         f"attention: {ATTENTION.get(kernel, FUSED)}",
     ]
     if card_memory is not None and graphs is not None:
-        return [*lines, *_card_lines(place, card_memory, graphs)]
+        return [*lines, *_card_lines(card_memory, why_not(graphs, place, arithmetic.dtype))]
     packed = "packed once" if can_pack(arithmetic.dtype) else "as they are: this torch takes no packed ones"
     return [*lines, f"weights: {packed}"]
 
 
-def _card_lines(place: torch.device, memory: Memory, graphs: Graphs) -> List[str]:
-    reason = why_not(graphs, place)
+def _card_lines(memory: Memory, reason: str) -> List[str]:
     launches = f"one by one ({reason})" if reason else "recorded, for shapes that come often and keep the card waiting"
     return [f"memory: {memory.free() / 2**30:.1f} GiB free", f"launches: {launches}"]

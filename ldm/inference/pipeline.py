@@ -13,7 +13,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from ldm.inference.digests import sha256_of
 from ldm.inference.images import Pixels, read_picture, resize, to_pixels, to_tensor
 from ldm.inference.packing import pack, unpack
 from ldm.inference.placing import left_to_packing, make_ready, recordings_of
+from ldm.inference.replay import CALLS_BEFORE
 from ldm.inference.room import Rooms, shared_out
 from ldm.inference.runtime import (
     Precision,
@@ -59,6 +60,8 @@ SAMPLERS = {
 TEXTS_KEPT = 256  # 0.1 MiB each for SD v1
 INIT_LATENTS_KEPT = 16
 ADVICE = "try precision 'full', or another seed"
+
+T = TypeVar("T")
 
 # Called after every step with the number of steps done and the number there are.
 OnStep = Callable[[int, int], None]
@@ -113,7 +116,7 @@ class Pipeline:
         self.model = model
         self.censor = censor
         self.report = report
-        self.rooms = Rooms(memory_of(model.device))
+        self.rooms = Rooms(memory_of(model.device), self.drop_recordings)
         self.encode_prompt = functools.lru_cache(maxsize=TEXTS_KEPT)(self._encode_prompt)
         self.encode_init = functools.lru_cache(maxsize=INIT_LATENTS_KEPT)(self._encode_init)
         self._warn_once = functools.lru_cache(maxsize=None)(log.warning)
@@ -176,7 +179,7 @@ class Pipeline:
         """A picture -> its latent (1,C,h,w) float32: the likeliest one, where the original draws one near it."""
         first_stage = self.model.first_stage_model
         image = to_tensor(pixels).to(next(first_stage.parameters()))
-        posterior = _with_little_memory_if_need_be(self.model.encode_first_stage, image)
+        posterior = self._in_strips_if_need_be(self.model.encode_first_stage, image)
         latent: Tensor = self.model.get_first_stage_encoding(posterior.mode())
         return latent.float()
 
@@ -186,7 +189,7 @@ class Pipeline:
 
         Raises GenerationError for what is no picture: numbers that overflowed, or a single colour all over.
         """
-        image = _with_little_memory_if_need_be(self.model.decode_first_stage, latent[None])
+        image = self._in_strips_if_need_be(self.model.decode_first_stage, latent[None])
         # NaN is the largest and the smallest of all, and to find those takes a sixth of the time of isfinite or less.
         if not bool(torch.isfinite(torch.stack([image.amin(), image.amax()])).all()):
             raise GenerationError(
@@ -224,7 +227,8 @@ class Pipeline:
         for indices in self._batches(requests):
             batch = [requests[i] for i in indices]
             start = time.perf_counter()
-            decoded = [self._decode_for(*pair) for pair in zip(batch, self._sample(batch, on_step))]
+            latents = self.sparing(functools.partial(self._sample, batch, on_step))
+            decoded = [self._decode_for(*pair) for pair in zip(batch, latents)]
             inspected = iter(self.inspect([each for each in decoded if not isinstance(each, GenerationError)]))
             seconds = (time.perf_counter() - start) / len(batch)
             for i, request, each in zip(indices, batch, decoded):
@@ -256,18 +260,49 @@ class Pipeline:
                 pack(self.model, dtype)
             self._forget()
 
-    def spare_memory(self) -> None:
-        """Do without what makes a card quicker at the price of its memory."""
+    @property
+    def calls_to_settle(self) -> int:
+        """After how many calls of one shape the network is as quick as it will be."""
+        return 0 if recordings_of(self.model) is None else CALLS_BEFORE
+
+    def drop_recordings(self) -> None:
+        """Give the memory of what a card has recorded back; a shape that comes often will be recorded anew."""
         recordings = recordings_of(self.model)
         if recordings is not None:
-            recordings.give_up()
+            recordings.forget()
+            release_memory()
+
+    def spare_memory(self) -> bool:
+        """Do from now on without what makes a card quicker at the price of its memory; whether there was any."""
+        recordings = recordings_of(self.model)
+        return recordings is not None and recordings.give_up()
+
+    def sparing(self, work: Callable[[], T]) -> T:
+        """work(), a second time without recordings where the memory beside them is too little for it."""
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not self.spare_memory():
+                raise
+            log.info("not enough memory beside recordings: without them")
+        release_memory()  # behind the except clause: the error holds the frames that hold the tensors
+        return work()
+
+    def _in_strips_if_need_be(self, first_stage: Callable[..., Any], x: Tensor) -> Any:
+        """first_stage(x), once more in strips where there is too little memory for it at once."""
+        try:
+            return self.sparing(lambda: first_stage(x))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        log.info("not enough memory for %s at once: in strips", tuple(x.shape))
+        release_memory()  # as above
+        return first_stage(x, in_strips=True)
 
     def _forget(self) -> None:
         self.encode_prompt.cache_clear()
         self.encode_init.cache_clear()
-        recordings = recordings_of(self.model)
-        if recordings is not None:
-            recordings.forget()
+        self.drop_recordings()
 
     def _batches(self, requests: Sequence[GenerationRequest]) -> Iterator[Sequence[int]]:
         """Indices of the requests that are sampled together: what agrees, as far as there is room for it."""
@@ -346,18 +381,6 @@ class Pipeline:
         if sha256_of(Path(path)) != sha256:
             raise RequestError(f"init image {path} is not the one that was asked for: its sha256 is no longer {sha256}")
         return self.encode_image(resize(pixels, height=height, width=width))
-
-
-def _with_little_memory_if_need_be(first_stage: Callable[..., Any], x: Tensor) -> Any:
-    """first_stage(x), a second time in strips where the memory is too full for the first."""
-    try:
-        return first_stage(x)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    log.info("not enough memory for %s at once: in strips", tuple(x.shape))
-    release_memory()  # behind the except clause: the error holds the frames that hold the tensors
-    return first_stage(x, in_strips=True)
 
 
 def _warn_if_cut(prompt: str, tokens: int, room: int) -> None:

@@ -42,9 +42,13 @@ def make_ready_on_card(model: Any, arithmetic: Arithmetic, memory: Memory, graph
 
 
 def settle_attention(device: torch.device, dtype: torch.dtype, memory: Memory) -> None:
-    """Have attention sliced on this type of device where torch's fused kernel would fill its memory."""
-    if trial.writes_all_scores(device, dtype, memory.peak):
-        attention.UNSLICED.add(device.type)
+    """Have attention sliced on this type of device where torch's fused kernel would fill its memory.
+
+    In float32, too, in which a picture is tried again: many kernels know half precision alone.
+    """
+    for each in dict.fromkeys((dtype, torch.float32)):
+        if trial.writes_all_scores(device, each, memory.peak):
+            attention.UNSLICED.add((device.type, each))
 
 
 def recordings_of(model: Any) -> Optional[Replayed]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import first_line
+from ldm.inference import trial
 from ldm.inference.runtime import release_memory
 from ldm.modules.recall import Recall
 
@@ -57,7 +58,7 @@ class Replayed:
     """A forward pass of tensors, recorded for each shape that comes often and for which launching is what takes long.
 
     A recording is used only if it gives what the pass itself gives, bit for bit: so whether a picture was made with
-    one does not show. Where a card, or the network, cannot be recorded, all goes on as before.
+    one does not show. Where the card cannot record the network, all goes on as before, and it is not tried again.
     """
 
     def __init__(self, forward: Forward, graphs: Graphs, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -71,25 +72,28 @@ class Replayed:
         self._calls: Dict[Hashable, int] = {}
         self._refused: Set[Hashable] = set()
 
-    def give_up(self) -> None:
-        """Record nothing more, where memory is short: what is recorded keeps what its call takes."""
+    def give_up(self) -> bool:
+        """Record nothing more, where memory is short: what is recorded keeps what its call takes. Whether any was."""
+        kept_memory = bool(self._recordings)
         self.forget()
         self._gave_up = True
+        return kept_memory
 
     def __call__(self, *inputs: Any, **others: Any) -> Tensor:
-        if inputs and isinstance(inputs[-1], Recall) and inputs[-1].is_exact:
-            inputs = inputs[:-1]  # a recording of all the work is quicker than a part of it kernel by kernel
-        kind = None if others or self._gave_up else _kind(inputs)
+        # A recording of all the work is quicker than a part of it kernel by kernel, so nothing is recalled in one.
+        recalls = bool(inputs) and isinstance(inputs[-1], Recall) and inputs[-1].is_exact
+        tensors = inputs[:-1] if recalls else inputs
+        kind = None if others or self._gave_up else _kind(tensors)
         if kind is None or kind in self._refused:
             return self._forward(*inputs, **others)
         if kind in self._recordings:
             self._recordings.move_to_end(kind)
-            return self._recordings[kind].play(inputs)
+            return self._recordings[kind].play(tensors)
         self._calls[kind] = self._calls.get(kind, 0) + 1
         if self._calls[kind] < CALLS_BEFORE:
             return self._forward(*inputs)
-        outcome, launching = self._timed(inputs)
-        recording = self._record(inputs, outcome) if launching >= LAUNCHING_SHARE else None
+        outcome, launching = self._timed(tensors)
+        recording = self._record(tensors, outcome) if launching >= LAUNCHING_SHARE else None
         if recording is None:
             self._refused.add(kind)
         else:
@@ -117,19 +121,21 @@ class Replayed:
             said = "it gives other numbers"
         except RuntimeError as error:
             said = first_line(error)
+            self.give_up()  # a failure leaves torch's allocator as it should not be, and would come again
         log.info("no recording of the network for %s: %s", tuple(inputs[0].shape), said)
         release_memory()
         return None
 
 
-def why_not(graphs: Graphs, device: torch.device) -> str:
-    """Why a card records nothing, in torch's words; nothing where it does."""
-    x = torch.ones(4, device=device)
+def why_not(graphs: Graphs, device: torch.device, dtype: torch.dtype) -> str:
+    """Why a card does not record what networks are made of, in torch's words; nothing where it does."""
     try:
-        again, outcome = graphs.record(lambda: x * 2)
-        x.fill_(3)
+        numbers = trial.numbers(device, dtype)
+        trial.computed(numbers)  # libraries do at their first call what cannot be recorded
+        again, outcome = graphs.record(lambda: trial.computed(numbers))
+        numbers.image.mul_(2)
         again()
-        return "" if bool((outcome == 6).all()) else "it gives other numbers"
+        return "" if torch.equal(outcome, trial.computed(numbers)) else "it gives other numbers"
     except RuntimeError as error:
         return first_line(error) or "no reason given"
 

@@ -78,9 +78,13 @@ def largest(run_network: RunNetwork, pictures: int, memory: Memory) -> int:
 class Rooms:
     """Remembers of each kind of picture how many fit at once."""
 
-    def __init__(self, memory: Optional[Memory]) -> None:
-        """`memory`: None where it is not known, as on a CPU; then everything fits."""
-        self._memory = memory
+    def __init__(self, memory: Optional[Memory], make_room: Callable[[], None] = lambda: None) -> None:
+        """`memory`: None where it is not known, as on a CPU; then everything fits.
+
+        `make_room` gives back what only saves time, before anything is measured: what fits must not depend on what was
+        sampled before.
+        """
+        self._memory, self._make_room = memory, make_room
         self._fitting: Dict[Hashable, int] = {}
         self._limits: Dict[Hashable, int] = {}
 
@@ -89,6 +93,7 @@ class Rooms:
         if self._memory is None or pictures <= max(1, self._fitting.get(kind, 0)):
             return pictures
         if kind not in self._limits:
+            self._make_room()
             if fits(run_network, pictures, self._memory):
                 self._fitting[kind] = pictures
                 return pictures

@@ -19,7 +19,7 @@ from typing import Any, Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import DeviceError
+from ldm.errors import DeviceError, first_line
 from ldm.inference import trial
 from ldm.inference.cards import CUDA, HIP
 from ldm.modules.processor import BF16_FLAGS, cpuinfo, processor_flags
@@ -29,6 +29,14 @@ log = logging.getLogger(__name__)
 DEVICES = ("auto", "cpu", "gpu", "cuda", "dcu")
 TENSOR_CORES, BF16_CORES = 7, 8  # the compute capability from which NVIDIA's cards have them
 EMULATES_BF16 = ("gfx7", "gfx8", "gfx900", "gfx902", "gfx904", "gfx906", "gfx909", "gfx90c", "gfx10")
+# What torch says where memory is full.
+OUT_OF_MEMORY = (
+    "out of memory",  # of CUDA and HIP
+    "ALLOC_FAILED",  # of their libraries: CUBLAS_STATUS_, HIPBLAS_STATUS_, CUDNN_STATUS_
+    "Unable to find a valid cuDNN algorithm",  # torch 1: none whose workspace fits
+    "can't allocate memory",  # of the machine, old and new
+    "not enough memory",
+)
 SUGGEST_NHWC = "PYTORCH_MIOPEN_SUGGEST_NHWC"  # with it torch hands MIOpen channels last; without, it converts them
 
 
@@ -67,9 +75,8 @@ def pick_device(wanted: str) -> torch.device:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is torch's way to say that the card's or the machine's memory is full."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA and HIP; torch's CPU, old and new
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(said in str(error) for said in words)
+        isinstance(error, RuntimeError) and any(said in str(error) for said in OUT_OF_MEMORY)
     )
 
 
@@ -77,14 +84,23 @@ def release_memory() -> None:
     """Give a card's memory that torch keeps in reserve back, so that smaller pieces of it can be had."""
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError as error:  # many versions take a recording that failed to be under way for ever
+            log.info("the card's memory stays in reserve: %s", first_line(error))
 
 
 class CardMemory:
     """The memory of a card, in bytes, as torch's allocator sees it."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self._given = device
+
+    @property
+    def _device(self) -> torch.device:
+        """The card by its number, without which many versions of torch do not tell its memory."""
+        has_number = self._given.index is not None
+        return self._given if has_number else torch.device(self._given.type, torch.cuda.current_device())
 
     def free(self) -> int:
         """What this process can still have: of the card, and of what torch keeps in reserve."""
@@ -108,7 +124,8 @@ class CardGraphs:
     def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """What does the work anew, and where its result then lies. RuntimeError where the card cannot record it."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # A recording that fails leaves its own stream behind as the current one, in many versions of torch.
+        with torch.cuda.stream(torch.cuda.current_stream(self._device)), torch.cuda.graph(graph):
             result = work()
         return graph.replay, result
 
@@ -129,6 +146,19 @@ class CardLanes:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         return event.synchronize
+
+
+def remember_draws(device: torch.device) -> Callable[[], None]:
+    """What puts torch's global generators, the machine's and the device's, back to where they are now."""
+    state = torch.get_rng_state()
+    of_card = None if device.type == "cpu" else torch.cuda.get_rng_state(device)
+
+    def draw_again() -> None:
+        torch.set_rng_state(state)
+        if of_card is not None:
+            torch.cuda.set_rng_state(of_card, device)
+
+    return draw_again
 
 
 def memory_of(device: torch.device) -> CardMemory | None:

@@ -92,7 +92,10 @@ def send_draw(draw: Tensor, device: torch.device, dtype: torch.dtype = torch.flo
     lanes = lanes_to(device)
     if lanes is None:
         return draw.to(device=device, dtype=dtype)
-    pinned = lanes.buffer(draw.numel(), dtype).view(draw.shape)
+    try:
+        pinned = lanes.buffer(draw.numel(), dtype).view(draw.shape)
+    except RuntimeError:  # the machine pins no memory, as was said when weights were sent
+        return draw.to(device=device, dtype=dtype)
     return pinned.copy_(draw).to(device=device, non_blocking=True)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from typing import Callable
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,27 +43,47 @@ def distance(device: torch.device, dtype: torch.dtype, *, channels_last: bool = 
     return apart if math.isfinite(apart) else math.inf
 
 
-@torch.no_grad()
+class Numbers(NamedTuple):
+    """What a trial computes with: (B,C,h,w), (C,C,3,3), (3C,C), (C,C)."""
+
+    image: Tensor
+    kernel: Tensor
+    to_attend: Tensor
+    last: Tensor
+
+
 def outcome(device: torch.device, dtype: torch.dtype, *, channels_last: bool = False) -> Tensor:
-    """The trial's outcome (B,N,C) on the CPU in float32: the operators of the networks, the later on the earlier."""
+    """The trial's outcome (B,N,C) on the CPU in float32."""
+    return computed(numbers(device, dtype, channels_last=channels_last)).float().cpu()
+
+
+def numbers(device: torch.device, dtype: torch.dtype, *, channels_last: bool = False) -> Numbers:
+    """The same on every device."""
     generator = torch.Generator("cpu").manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
-        numbers = torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
-        return numbers.to(device=device, dtype=dtype)
+        drawn = torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
+        return drawn.to(device=device, dtype=dtype)
 
     image = draw(BATCH, CHANNELS, SIDE, SIDE) * SIDE * math.sqrt(CHANNELS)
     kernel = draw(CHANNELS, CHANNELS, 3, 3)
     if channels_last:
         image, kernel = (each.contiguous(memory_format=torch.channels_last) for each in (image, kernel))
+    return Numbers(image, kernel, draw(3 * CHANNELS, CHANNELS), draw(CHANNELS, CHANNELS))
+
+
+@torch.no_grad()
+def computed(numbers: Numbers) -> Tensor:
+    """(B,N,C) on their device: the operators of the networks, the later on the earlier."""
+    image, kernel, to_attend, last = numbers
     image = functional.conv2d(image, kernel, padding=1)
     image = image + functional.silu(functional.group_norm(image, 8))
     image = functional.interpolate(functional.interpolate(image, size=2 * SIDE), size=SIDE)
     image = functional.conv2d(image, kernel, padding=1)  # of one shape with the first: MIOpen builds kernels for each
     words = image.flatten(2).transpose(1, 2)
-    q, k, v = functional.linear(functional.layer_norm(words, (CHANNELS,)), draw(3 * CHANNELS, CHANNELS)).chunk(3, -1)
+    q, k, v = functional.linear(functional.layer_norm(words, (CHANNELS,)), to_attend).chunk(3, -1)
     words = words + (q @ k.transpose(1, 2)).softmax(dim=-1) @ v
-    return (words + functional.gelu(functional.linear(words, draw(CHANNELS, CHANNELS)))).float().cpu()
+    return words + functional.gelu(functional.linear(words, last))
 
 
 @torch.no_grad()

@@ -28,8 +28,8 @@ ROWS = 512
 # Numbers in a register: values of 40 are summed in two thirds of the time if they are taken for 48.
 LANES = 16
 
-# Types of device on which torch's fused kernel was found to write the scores of all places at once into memory.
-UNSLICED: Set[str] = set()
+# Types of device, and dtypes, at which torch's fused kernel was found to write the scores of all places into memory.
+UNSLICED: Set[Tuple[str, torch.dtype]] = set()
 
 _HAS_FUSED_KERNEL = hasattr(functional, "scaled_dot_product_attention")
 
@@ -48,7 +48,7 @@ def attention_kernel(device: str, dtype: torch.dtype, *, trains: bool) -> Kernel
     """
     cpu_bf16 = device == "cpu" and dtype is torch.bfloat16 and not trains
     cpu_trains = device == "cpu" and trains
-    fused = _HAS_FUSED_KERNEL and device not in UNSLICED
+    fused = _HAS_FUSED_KERNEL and (device, dtype) not in UNSLICED
     if fused and not cpu_trains and not (cpu_bf16 and AMX_BF16 not in processor_flags()):
         return functional.scaled_dot_product_attention
     return attend_by_head if cpu_bf16 and BF16_FLAGS & processor_flags() else attend_in_slices

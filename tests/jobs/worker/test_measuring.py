@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from jobs.worker.measuring import MOST, MOST_UNSEEN, REPEATS, Findings, Tried, read_findings, try_sizes, write_findings
@@ -10,21 +12,28 @@ from tests.jobs.support import prepare
 
 
 class FakeCard:
-    """A pass for n pictures takes launches + n * each seconds, by a clock that stands still in between."""
+    """A pass for n pictures takes launches + n * each seconds, by a clock that stands still in between.
 
-    def __init__(self, *, launches=0.0, each=1.0, memory=None):
-        self.launches, self.each, self.memory = launches, each, memory
+    With `calls_to_settle` it is recorded after so many calls of one size: then it takes no launches, and no memory.
+    """
+
+    def __init__(self, *, launches=0.0, each=1.0, memory=None, calls_to_settle=0):
+        self.launches, self.each, self.memory, self.calls_to_settle = launches, each, memory, calls_to_settle
         self.now = 0.0
         self.sizes = []
+        self.calls = Counter()
 
     def run(self, pictures):
+        self.calls[pictures] += 1
+        replays = 0 < self.calls_to_settle < self.calls[pictures]
         if self.memory is not None:
-            self.memory.run(pictures)
+            self.memory.run(0 if replays else pictures)
         self.sizes.append(pictures)
-        self.now += self.launches + pictures * self.each
+        self.now += pictures * self.each + (0 if replays else self.launches)
 
     def sizes_tried(self):
-        tried, most = try_sizes(self.run, lambda: None, self.memory, lambda: self.now)
+        of_card = {"begin": self.calls.clear, "calls_to_settle": self.calls_to_settle}
+        tried, most = try_sizes(self.run, lambda: None, self.memory, lambda: self.now, **of_card)
         return [each.pictures for each in tried], tried, most
 
 
@@ -61,6 +70,19 @@ def test_memory_ends_the_trial_and_its_line_says_how_many_fit():
     sizes, _, most = FakeCard(launches=1.0, each=0.001, memory=memory).sizes_tried()
     assert sizes == [1, 2, 4, 8]
     assert most == 8
+
+
+def test_a_card_that_replays_is_timed_as_it_replays_and_measured_as_it_does_not():
+    """Also the size that the pictures before have had recorded already."""
+    memory = FakeMemory(100, fixed=10, each=10)
+    card = FakeCard(launches=1.0, each=0.1, memory=memory, calls_to_settle=8)
+    for _ in range(20):
+        card.run(2)
+    sizes, tried, most = card.sizes_tried()
+    assert sizes == [1, 2, 4]
+    assert [each.seconds for each in tried] == pytest.approx([0.1] * 3)
+    assert most == 8
+    assert not card.calls, "the last recording goes, too"
 
 
 def test_memory_for_one_picture_alone_is_said_to_be_for_one():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from ldm.inference.tensors import TensorReader
 from ldm.modules.attention import GEGLU
 from ldm.modules.diffusionmodules import winograd
 from ldm.modules.diffusionmodules.doubling import DoublingConv2d
-from ldm.modules.processor import processor_flags
+from ldm.modules.processor import BF16_FLAGS, processor_flags
 from tests.tiny import random_model
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,6 +39,7 @@ needs_packing = pytest.mark.skipif(
 needs_bfloat16 = pytest.mark.skipif(
     not can_pack(torch.bfloat16), reason="here no weights are packed in bfloat16: plain layers do the work"
 )
+TORCH, SEEN_TO_PACK = tuple(map(int, torch.__version__.split(".")[:2])), (2, 13)
 TELLS = can_pack(torch.float32) and hasattr(torch.ops.mkldnn, "_get_mkldnn_serialized_md")
 DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)]
 
@@ -93,6 +95,15 @@ def worst_difference(number: int, dtype: torch.dtype) -> float:
 
 def wrapped(layer: nn.Module, dtype: torch.dtype) -> nn.Sequential:
     return nn.Sequential(layer).to(dtype).requires_grad_(False)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the operators are oneDNN's, whose best home is x86-64")
+@pytest.mark.skipif(TORCH < SEEN_TO_PACK, reason="this torch is older than those that were seen to take packed weights")
+def test_a_torch_of_today_takes_packed_weights():
+    """All else here is left out where it does not, so that the loss of them would go by unseen."""
+    assert can_pack(torch.float32)
+    assert TELLS
+    assert can_pack(torch.bfloat16) or not BF16_FLAGS & processor_flags()
 
 
 @needs_packing

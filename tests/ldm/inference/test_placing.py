@@ -65,6 +65,19 @@ def test_a_model_made_ready_for_a_card_paints_as_before(monkeypatch, untouched, 
     assert recordings_of(model) is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_attention_is_tried_in_float32_too_in_which_a_picture_is_made_again(monkeypatch, dtype):
+    tried = []
+    monkeypatch.setattr(
+        trial, "writes_all_scores", lambda device, dtype, peak: tried.append(dtype) or dtype is torch.float32
+    )
+    placing.settle_attention(torch.device("cpu"), dtype, FakeMemory(100))
+    assert tried == list(dict.fromkeys([dtype, torch.float32]))
+    assert list(attention.UNSLICED) == [("cpu", torch.float32)]
+    kernel = attention.attention_kernel("cpu", torch.float32, trains=False)
+    assert kernel is attention.attend_in_slices
+
+
 def test_channels_last_reaches_every_kernel_and_survives_a_second_try_in_float32(monkeypatch):
     model = random_model()
     memory = memory_for_attention(monkeypatch, unsliced=False)

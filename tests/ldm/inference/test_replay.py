@@ -12,6 +12,7 @@ from ldm.inference import replay
 from ldm.inference.pipeline import Pipeline
 from ldm.inference.placing import recordings_of
 from ldm.inference.replay import CALLS_BEFORE, KEPT, Replayed
+from ldm.inference.room import Rooms
 from ldm.inference.spec import GenerationRequest, SamplerConfig
 from ldm.modules.recall import Recall
 from tests.cards import FakeGraphs
@@ -19,7 +20,7 @@ from tests.tiny import random_model
 
 
 class Counted(nn.Module):
-    """x (B,4) and t (B,) to (B,4), counting its calls."""
+    """x (B,4) and t (B,) to (B,4), counting its calls; what saves work saves none here."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +31,7 @@ class Counted(nn.Module):
     def forward(self, x, t, context=None):
         self.calls += 1
         out = self.layer(x) + t[:, None]
-        return out if context is None else out * context
+        return out * context if isinstance(context, torch.Tensor) else out
 
 
 def inputs(batch=2, seed=0):
@@ -114,10 +115,50 @@ def test_a_card_that_cannot_record_goes_on_as_before_and_is_not_asked_again(capl
 
     graphs.record = fails
     caplog.set_level(logging.INFO)
-    for seed in range(3 * CALLS_BEFORE):
-        assert torch.equal(forward(*inputs(seed=seed)), network(*inputs(seed=seed)))
-    assert len(asked) == 1
+    for batch in (2, 3):
+        for seed in range(3 * CALLS_BEFORE):
+            assert torch.equal(forward(*inputs(batch, seed)), network(*inputs(batch, seed)))
+    assert len(asked) == 1, "nor for another shape"
     assert "no recording of the network for (2, 4): CUDA graphs may only be used in Pytorch built" in caplog.text
+
+
+def test_a_failure_that_leaves_memory_in_reserve_for_ever_ends_no_process(monkeypatch, caplog):
+    """As many versions of torch do: they take a recording that failed to be under way still."""
+    network, graphs, forward = replayed()
+
+    def fails(work):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    def asserts():
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED\nmore words")
+
+    graphs.record = fails
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", asserts)
+    caplog.set_level(logging.INFO)
+    for seed in range(2 * CALLS_BEFORE):
+        assert torch.equal(forward(*inputs(seed=seed)), network(*inputs(seed=seed)))
+    assert "the card's memory stays in reserve: captures_underway.empty() INTERNAL ASSERT FAILED" in caplog.text
+
+
+@pytest.mark.parametrize("is_busy", [True, False])
+def test_what_saves_work_is_left_out_of_the_call_that_is_timed_alone_where_nothing_is_recorded(is_busy):
+    given = []
+
+    def network(x, t, recall=None):
+        given.append(recall)
+        return x + t[:, None]
+
+    def fails(work):
+        raise RuntimeError("this card records nothing")
+
+    graphs, recall = FakeGraphs(launching=0.3 if is_busy else 1.0), Recall()
+    graphs.record = fails
+    forward = Replayed(network, graphs, graphs.clock)
+    for _ in range(3 * CALLS_BEFORE):
+        forward(*inputs(), recall)
+    timed = CALLS_BEFORE - 1
+    assert given == [*timed * [recall], None, *2 * CALLS_BEFORE * [recall]]
 
 
 def test_a_recording_that_gives_other_numbers_is_not_used(caplog):
@@ -189,6 +230,67 @@ def test_where_memory_is_short_nothing_is_kept_nor_recorded_again(recorded):
     assert (pipeline.generate([request()])[0].pixels == before).all()
     assert graphs.recorded == 1
     Pipeline(random_model()).spare_memory()  # a CPU has nothing to spare
+
+
+def test_a_kind_of_picture_is_measured_without_recordings(recorded):
+    """They hold memory that nothing else can have, and what is replayed takes none that could be seen."""
+    pipeline, graphs = recorded
+    pipeline.generate([request()])
+    recordings, seen = recordings_of(pipeline.model), []
+
+    class Memory:
+        def free(self):
+            return 100
+
+        def peak(self, work):
+            seen.append((dict(recordings._recordings), graphs.replayed))
+            work()
+            assert graphs.replayed == seen[-1][1]
+            return 1
+
+    pipeline.rooms = Rooms(Memory(), pipeline.drop_recordings)
+    pipeline.generate([request(1), request(2)])
+    assert [kept for kept, _ in seen] == [{}]
+    assert graphs.recorded == 2
+
+
+def out_of_memory(*_):
+    raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_what_fits_beside_no_recording_is_made_without_one(recorded, monkeypatch, caplog):
+    """Neither in strips nor in smaller batches, which would have other last bits."""
+    pipeline, graphs = recorded
+    before = pipeline.generate([request()])[0].pixels
+    recordings, decode = recordings_of(pipeline.model), pipeline.model.decode_first_stage
+    ways = []
+
+    def decode_with_little_memory(latent, **words):
+        ways.append(words)
+        return out_of_memory() if recordings._recordings else decode(latent, **words)
+
+    monkeypatch.setattr(pipeline.model, "decode_first_stage", decode_with_little_memory)
+    caplog.set_level(logging.INFO)
+    assert (pipeline.generate([request()])[0].pixels == before).all()
+    assert ways == [{}, {}]
+    assert "not enough memory beside recordings: without them" in caplog.text
+    assert not recordings._recordings
+    assert (pipeline.generate([request()])[0].pixels == before).all()
+    assert graphs.recorded == 1, "none again"
+
+
+def test_a_batch_that_fits_beside_no_recording_is_sampled_without_one(recorded, monkeypatch):
+    pipeline, _ = recorded
+    before = [image.pixels for image in pipeline.generate([request(1), request(2)])]
+    recordings, sample = recordings_of(pipeline.model), pipeline._sample
+    monkeypatch.setattr(
+        pipeline, "_sample", lambda *words: out_of_memory() if recordings._recordings else sample(*words)
+    )
+    again = [image.pixels for image in pipeline.generate([request(1), request(2)])]
+    assert all((one == other).all() for one, other in zip(again, before))
+    monkeypatch.setattr(pipeline, "_sample", out_of_memory)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        pipeline.generate([request(1), request(2)])
 
 
 @pytest.mark.gpu

@@ -60,6 +60,15 @@ def test_a_kind_is_measured_once_and_a_smaller_batch_of_it_never():
     assert memory.sizes == [8, 12, 1, 2, 2]
 
 
+def test_room_is_made_before_anything_is_measured_and_only_then():
+    memory, made = FakeMemory(total=100, each=10), []
+    rooms = Rooms(memory, lambda: made.append(len(memory.sizes)))
+    for count in (8, 8, 3, 12, 12):
+        rooms.room("a kind", count, memory.run)
+    assert memory.sizes == [8, 12, 1, 2]
+    assert made == [0, 1]
+
+
 def test_without_a_memory_that_is_known_everything_fits():
     assert Rooms(None).room("a kind", 99, lambda pictures: 1 / 0) == 99
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 
 import pytest
@@ -18,6 +19,7 @@ from ldm.inference.runtime import (
     choose_arithmetic,
     compute_dtype,
     describe_device,
+    is_out_of_memory,
     pick_device,
     settle_card,
     without_init,
@@ -183,7 +185,8 @@ def test_a_dcus_search_for_kernels_is_left_as_its_maker_set_it(switches, monkeyp
 
 def test_the_memory_of_a_card_is_what_is_free_and_what_torch_keeps_in_reserve(monkeypatch):
     taken = {"now": 100, "most": 0}
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: {1: (1000, 4000)}[device.index])  # as before 2.5
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: taken["now"])
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: taken["most"])
@@ -194,7 +197,50 @@ def test_the_memory_of_a_card_is_what_is_free_and_what_torch_keeps_in_reserve(mo
     assert memory.peak(lambda: taken.update(most=350)) == 250
 
 
-def test_a_graph_is_recorded_and_replayed(monkeypatch):
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; 15.90 GiB total capacity)",
+        "HIP out of memory. Tried to allocate 20.00 MiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate(handle)`",
+        "Unable to find a valid cuDNN algorithm to run convolution",
+        "[enforce fail at alloc_cpu.cpp:114] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate",
+    ],
+)
+def test_lack_of_memory_is_known_by_the_words_of_each_library(said):
+    assert is_out_of_memory(RuntimeError(said))
+    assert not is_out_of_memory(ValueError(said))
+
+
+@pytest.mark.parametrize(
+    "said", ["CUDA error: an illegal memory access was encountered", "CUBLAS_STATUS_NOT_SUPPORTED"]
+)
+def test_another_fault_of_a_card_is_no_lack_of_memory(said):
+    assert not is_out_of_memory(RuntimeError(said))
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    """The current stream, the last, and those before; torch's own context of a stream does nothing without a card."""
+
+    @contextlib.contextmanager
+    def stream(wanted):
+        before = current[-1]
+        try:
+            yield
+        finally:
+            if current[-1] != before:
+                current.append(before)
+
+    current = ["usual"]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", current.append)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    return current
+
+
+def test_a_graph_is_recorded_and_replayed(monkeypatch, streams):
     told = []
 
     class Graph:
@@ -220,6 +266,25 @@ def test_a_graph_is_recorded_and_replayed(monkeypatch):
     graphs.wait()
     assert told == ["Graph", "begin", "work", "end", "replay", "wait"]
     assert torch.equal(result, torch.ones(1))
+    assert streams == ["usual"]
+
+
+def test_a_recording_that_fails_leaves_the_card_with_the_stream_that_it_had(monkeypatch, streams):
+    class Recording:
+        def __init__(self, graph):
+            pass
+
+        def __enter__(self):
+            torch.cuda.set_stream("of the recording")
+
+        def __exit__(self, *_):
+            raise RuntimeError("operation failed due to a previous error during capture")  # and the stream stays
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", Recording)
+    with pytest.raises(RuntimeError, match="error during capture"):
+        CardGraphs(CARD).record(lambda: torch.ones(1))
+    assert streams == ["usual", "of the recording", "usual"]
 
 
 def test_a_lane_is_pinned_memory_and_a_mark_waits_for_the_card(monkeypatch):

@@ -79,11 +79,12 @@ def test_what_was_sent_may_be_written_over(small_buffers):
     assert sent.sum() == 100
 
 
-def test_a_machine_that_pins_no_memory_leaves_the_copy_to_the_driver(caplog):
-    class NoLanes(FakeLanes):
-        def buffer(self, count, dtype):
-            raise RuntimeError("CUDA error: out of memory\nmore words")
+class NoLanes(FakeLanes):
+    def buffer(self, count, dtype):
+        raise RuntimeError("CUDA error: out of memory\nmore words")
 
+
+def test_a_machine_that_pins_no_memory_leaves_the_copy_to_the_driver(caplog):
     caplog.set_level("INFO")
     sender = Sender(CPU, NoLanes())
     for number in (1, 2):
@@ -97,11 +98,12 @@ def test_what_stays_in_place_is_not_copied(device):
     assert sender_to(device).send(tensor, torch.float32) is tensor
 
 
+@pytest.mark.parametrize("lanes", [FakeLanes, NoLanes])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_draw_arrives_over_lanes_and_without(monkeypatch, dtype):
+def test_a_draw_arrives_over_lanes_and_without(monkeypatch, dtype, lanes):
     draw = torch.randn(2, 4, 8, 8)
     plain = send_draw(draw, CPU, dtype)
-    monkeypatch.setattr(transfer, "lanes_to", lambda device: FakeLanes())
+    monkeypatch.setattr(transfer, "lanes_to", lambda device: lanes())
     assert torch.equal(send_draw(draw, CPU, dtype), plain)
     assert torch.equal(plain, draw.to(dtype))
 

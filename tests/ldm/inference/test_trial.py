@@ -26,6 +26,11 @@ def test_half_precision_is_right_within_a_few_roundings_or_cannot_be_computed(dt
     assert trial.is_right(CPU, dtype) is (apart < math.inf)
 
 
+@pytest.mark.skipif(not hasattr(functional, "scaled_dot_product_attention"), reason="torch before 2 lacks some of it")
+def test_a_torch_of_today_computes_bfloat16_on_any_cpu():
+    assert trial.is_right(CPU, torch.bfloat16)
+
+
 def test_channels_last_gives_the_same_but_for_the_order_of_sums():
     usual = trial.outcome(CPU, torch.float32)
     assert (trial.outcome(CPU, torch.float32, channels_last=True) - usual).abs().max() < 1e-4

@@ -97,7 +97,7 @@ def test_a_torch_without_the_fused_kernel_has_plain_ways(monkeypatch: pytest.Mon
 
 
 def test_a_fused_kernel_that_needs_the_memory_of_all_scores_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "UNSLICED", {"xpu"})
+    monkeypatch.setattr(attention, "UNSLICED", {("xpu", torch.float16)})
     assert attention_kernel("xpu", torch.float16, trains=False) is attend_in_slices
 
 
