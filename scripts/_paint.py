@@ -7,6 +7,7 @@ generator, and whatever the samplers draw between. Jobs give each picture its ow
 from __future__ import annotations
 
 import dataclasses
+import sys
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.errors import GenerationError
 from ldm.inference.censor import Censor, Inspected
 from ldm.inference.files import NumberedFiles, make_folder
 from ldm.inference.images import Pixels, encode_png, make_grid
 from ldm.inference.infotext import describe, format_infotext
 from ldm.inference.pipeline import Pipeline, steps_from
-from ldm.inference.runtime import Precision
+from ldm.inference.runtime import Precision, remember_draws
 from ldm.inference.safety import SafetyPolicy
 from ldm.inference.spec import SamplerName
 from ldm.inference.watermark import Stamp, load_stamp
@@ -100,7 +102,7 @@ class Studio:
         self.painted = self.flagged = 0
         template, factor = order.template, order.shape.factor
         self._latent_shape = (order.shape.channels, template.height // factor, template.width // factor)
-        self._init = None if order.init is None else pipeline.encode_image(order.init)
+        self._init = self._encoded_init()
         if template.init is not None:
             print(f"target t_enc is {template.init.steps_of(template.sampler.steps)} steps")
         torch.manual_seed(order.options.seed)
@@ -116,8 +118,7 @@ class Studio:
 
     def paint_batch(self, prompts: Sequence[str], iteration: int) -> List[Tuple[Pixels, str]]:
         """The pictures of a batch, checked and stamped, each with its parameters."""
-        pixels = [self.pipeline.decode(latent) for latent in self._sample(prompts)]
-        inspected = self.pipeline.inspect(pixels)
+        inspected = self.pipeline.inspect(self._made(prompts))
         self.painted += len(inspected)
         self.flagged += sum(picture.flagged for picture in inspected)
         place = {"Iteration": str(iteration), "Batch size": str(len(prompts))}
@@ -126,15 +127,39 @@ class Studio:
             for position, (prompt, picture) in enumerate(zip(prompts, inspected))
         ]
 
-    def _sample(self, prompts: Sequence[str]) -> Tensor:
-        """Latents (B,C,h,w)."""
+    def _made(self, prompts: Sequence[str]) -> List[Pixels]:
+        """The pictures of a batch; where one is none in half precision, all are made again in float32, of one draw."""
+        draw_again = remember_draws(self.pipeline.model.device)
+
+        def made(init: Optional[Tensor]) -> List[Pixels]:
+            draw_again()
+            return [self.pipeline.decode(latent) for latent in self._sample(prompts, init)]
+
+        try:
+            return self.pipeline.sparing(lambda: made(self._init))
+        except GenerationError as error:
+            if self.pipeline.in_full_precision:
+                raise
+            failed = str(error)
+        tqdm.write(f"{failed}; trying float32", file=sys.stderr)
+        with self.pipeline.in_float32():
+            try:
+                return made(self._encoded_init())
+            except GenerationError as error:
+                raise GenerationError(f"{failed}; in float32 too: {error}") from error
+
+    def _encoded_init(self) -> Optional[Tensor]:
+        return None if self.order.init is None else self.pipeline.encode_image(self.order.init)
+
+    def _sample(self, prompts: Sequence[str], init: Optional[Tensor]) -> Tensor:
+        """Latents (B,C,h,w), from noise or from that of a picture."""
         config = self.order.template.sampler
         sampler = self.pipeline.sampler(config)
         guided = config.guidance_scale != 1.0
         negative = [self.order.template.negative_prompt] * len(prompts)
         cond = self.pipeline.encode_text(prompts)
         uncond = self.pipeline.encode_text(negative) if guided else None
-        x, steps = self._start(sampler, len(prompts))
+        x, steps = self._start(sampler, len(prompts), init)
         self._announce(len(prompts), steps or len(sampler.table))
         description = f"{LABELS[config.name]} Sampler" if steps is None else "Decoding image"
         with tqdm(total=steps or len(sampler.table), desc=description) as bar:
@@ -158,15 +183,15 @@ class Studio:
             )
         return latents
 
-    def _start(self, sampler: Sampler, size: int) -> Tuple[Optional[Tensor], Optional[int]]:
+    def _start(self, sampler: Sampler, size: int, clean: Optional[Tensor]) -> Tuple[Optional[Tensor], Optional[int]]:
         """What a batch starts from and how many of the steps it takes; None where the sampler draws, and takes all."""
         noise = None if self._code is None else self._code[:size]
-        if self._init is None:
+        if clean is None:
             return noise, None
         init = self.order.template.init
         assert init is not None
         steps = steps_from(init, sampler, self.order.template.sampler)
-        return sampler.stochastic_encode(self._init.repeat(size, 1, 1, 1), steps, noise=noise), steps
+        return sampler.stochastic_encode(clean.repeat(size, 1, 1, 1), steps, noise=noise), steps
 
     def _draw(self, size: int) -> Tensor:
         return torch.randn((size, *self._latent_shape), device=self.pipeline.model.device)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from ldm.inference.images import encode_png, read_parameters, read_picture, resize, to_pixels, to_tensor
 from ldm.inference.infotext import parse_infotext
+from ldm.inference.pipeline import Pipeline
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.plms import PLMSSampler
-from scripts import img2img, txt2img
+from scripts import _paint, img2img, txt2img
 from tests.scripts.outputs import same, samples, written
 from tests.tiny import random_model
 
@@ -116,3 +119,23 @@ def test_the_scripts_differ_by_the_init_image_and_hardly_anything_else():
     assert {key: own[key] for key in own if own[key] != other.get(key)} == {
         "init_img": "a.png", "strength": 0.75, "outdir": "outputs/img2img-samples", "n_iter": 1, "n_samples": 2,
     }  # fmt: skip
+
+
+def test_an_init_image_that_overflows_is_encoded_again_in_float32(script, tmp_path, init, monkeypatch):
+    options = ("--init-img", init, "--prompt", "a cat", "--n_iter", 1, "--skip_grid")
+    script(*options, module=img2img)
+    expected = samples(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    pipeline = Pipeline(random_model().double())
+    encode = pipeline.encode_image
+
+    def overflow(pixels):
+        return encode(pixels) * (1.0 if pipeline.in_full_precision else float("nan"))
+
+    monkeypatch.setattr(pipeline, "encode_image", overflow)
+    monkeypatch.setattr(_paint, "load", lambda order: pipeline)
+    code, _, err = script(*options, module=img2img)
+    assert code == 0
+    assert "trying float32" in err
+    assert all(same(*pair) for pair in zip(samples(tmp_path / "out"), expected))
+    assert len(expected) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.errors import GenerationError
 from ldm.inference.images import make_grid, read_parameters, read_picture, to_pixels
 from ldm.inference.infotext import parse_infotext
+from ldm.inference.pipeline import Pipeline
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.models.diffusion.lcm import LCMSampler
 from ldm.models.diffusion.plms import PLMSSampler
-from scripts import img2img, txt2img
+from scripts import _paint, img2img, txt2img
 from tests.ldm.inference.test_safety import put_checker, random_weights
 from tests.scripts.outputs import same, samples, written
 from tests.tiny import random_model
@@ -269,3 +272,54 @@ def test_help_comes_at_once_without_torch(tmp_path):
     assert out.endswith("heavy:\n")
     for group in ("the picture:", "sampling:", "what is written:", "the model:"):
         assert group in out
+
+
+@pytest.fixture
+def half(monkeypatch):
+    """A pipeline whose second picture overflows in the precision that it is in, and only in it: float64 for half."""
+    pipeline = Pipeline(random_model().double())
+    decode, decoded = pipeline.decode, []
+
+    def overflow(latent):
+        decoded.append(pipeline.model.dtype)
+        if not pipeline.in_full_precision and len(decoded) == 2:
+            raise GenerationError("the model gave NaN in float64")
+        return decode(latent)
+
+    monkeypatch.setattr(pipeline, "decode", overflow)
+    monkeypatch.setattr(_paint, "load", lambda order: pipeline)
+    return decoded
+
+
+@pytest.mark.parametrize("options", [("--plms",), ("--ddim_eta", 0.5), ("--fixed_code",)])
+def test_a_batch_with_a_picture_that_overflows_is_made_again_in_float32_and_the_next_are_as_ever(
+    script, tmp_path, options, half
+):
+    """With the draws of the first try, so that neither it nor what comes behind it is another picture."""
+    code, _, err = script("--n_samples", 2, "--n_iter", 2, "--skip_grid", *options)
+    assert code == 0
+    assert err.count("the model gave NaN in float64; trying float32\n") == 1
+    assert half == [*2 * [torch.float64], *2 * [torch.float32], *2 * [torch.float64]]
+    made = samples(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_paint, "load", lambda order: Pipeline(random_model()))
+        script("--n_samples", 2, "--n_iter", 2, "--skip_grid", *options)
+    expected = samples(tmp_path / "out")
+    assert len(made) == len(expected) == 4
+    assert all(same(*pair) for pair in zip(made, expected))
+
+
+def test_a_picture_that_overflows_in_float32_too_ends_in_one_line_with_both_reasons(script, monkeypatch):
+    pipeline = Pipeline(random_model().double())
+
+    def overflow(latent):
+        raise GenerationError(f"the model gave NaN in {pipeline.model.dtype}")
+
+    monkeypatch.setattr(pipeline, "decode", overflow)
+    monkeypatch.setattr(_paint, "load", lambda order: pipeline)
+    code, _, err = script()
+    assert code == GenerationError.exit_code
+    said = "txt2img.py: error: the model gave NaN in torch.float64; in float32 too: the model gave NaN in torch.float32"
+    assert err.splitlines()[-1].endswith(said)
+    assert pipeline.model.dtype is torch.float64
