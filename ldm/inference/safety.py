@@ -78,7 +78,8 @@ class SafetyChecker:
         from transformers import CLIPVisionModel
 
         vision_config = _vision_config(Path(folder) / CONFIG)
-        with without_init():
+        # transformers draws numbers for what it builds; those of a user's seed are not to be moved by that.
+        with torch.random.fork_rng(devices=[]), without_init():
             network = ConceptNetwork(CLIPVisionModel(vision_config), *_table_shapes(contents))
         places = _match(network, contents)
         with TensorReader(contents) as reader:

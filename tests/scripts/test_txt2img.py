@@ -274,6 +274,22 @@ def test_help_comes_at_once_without_torch(tmp_path):
         assert group in out
 
 
+@pytest.mark.slow  # importing transformers
+def test_a_checker_of_pictures_moves_none_of_the_draws(script, tmp_path):
+    """It is read behind the first batch, and the library that builds it draws numbers."""
+    weights = random_weights()
+    weights["concept_embeds_weights"], weights["special_care_embeds_weights"] = torch.ones(17) * 2, torch.ones(3) * 2
+    checker = put_checker(tmp_path / "checker", weights)
+    made = []
+    for which in (checker, "off"):
+        code, *_ = script("--safety-checker", which, "--n_samples", 1, "--n_iter", 3, "--skip_grid")
+        assert code == 0
+        made.append(samples(tmp_path / "out"))
+        shutil.rmtree(tmp_path / "out")
+    assert all(np.array_equal(*pair) for pair in zip(*made))
+    assert len(made[0]) == 3
+
+
 @pytest.fixture
 def half(monkeypatch):
     """A pipeline whose second picture overflows in the precision that it is in, and only in it: float64 for half."""
