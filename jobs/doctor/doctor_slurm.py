@@ -17,8 +17,8 @@ from jobs.rundir import RunDir
 from jobs.spec import ClusterProfile
 from jobs.submit.sbatch import directives
 from ldm.errors import SchedulerError, SdbatchError
+from ldm.inference.files import file_system_of
 
-MOUNTS = Path("/proc/mounts")
 OWN_FILE_SYSTEMS = frozenset(["btrfs", "ext2", "ext3", "ext4", "overlay", "ramfs", "tmpfs", "xfs"])
 STACK = re.compile(r"dtk|rocm", re.IGNORECASE)
 STACKS_SHOWN = 4
@@ -144,20 +144,6 @@ def _paths(settings: Settings) -> Iterator[Finding]:
         if not os.path.isdir(os.path.expanduser(folder)):
             yield warning(f"ld_library_path names {folder}, which is no folder on this machine")
     outputs = os.path.realpath(os.path.expanduser(settings.spec.outputs))
-    kind = file_system_of(outputs)
+    kind = file_system_of(Path(outputs))
     if kind in OWN_FILE_SYSTEMS:
         yield warning(f"runs go to {outputs}, on {kind}: often one machine's own, and every node must see it")
-
-
-def file_system_of(path: str, mounts: Path = MOUNTS) -> str:
-    """The kind of the file system that a path lies on, such as nfs4; "" where it cannot be told."""
-    try:
-        lines = [line.split() for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines()]
-    except OSError:
-        return ""
-    holding = [
-        (len(words[1]), number, words[2])
-        for number, words in enumerate(lines)
-        if len(words) > 2 and f"{path}/".startswith(words[1].rstrip("/") + "/")
-    ]
-    return max(holding)[2] if holding else ""

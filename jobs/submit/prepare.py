@@ -37,7 +37,7 @@ from ldm.inference.models import (
 from ldm.inference.prompts import count_prompts, read_prompts
 from ldm.inference.safety_folder import find_weights
 from ldm.inference.spec import SIZE_MULTIPLE, GenerationRequest, SamplerConfig
-from ldm.inference.weightfile import recognise
+from ldm.inference.weightfile import naming_the_file, recognise
 from ldm.modules.encoders.tokenizer import FILES, find_tokenizer
 
 log = logging.getLogger(__name__)
@@ -162,14 +162,17 @@ def find_model(spec: JobSpec) -> RunModel:
         return REHEARSAL_MODEL
     parts = locate_model(spec)
     checkpoint = parts.checkpoint
-    log.info("taking the sha256 of %s (%.1f GiB)", checkpoint, checkpoint.stat().st_size / 2**30)
+    with naming_the_file(checkpoint):
+        size = checkpoint.stat().st_size
+        log.info("taking the sha256 of %s (%.1f GiB)", checkpoint, size / 2**30)
+        sha256 = remembered_sha256(checkpoint)
     return RunModel(
         name=parts.files.name,
         config=str(parts.files.config.absolute()),
         config_sha256=sha256_of(parts.files.config),
         checkpoint=str(checkpoint),
-        checkpoint_sha256=remembered_sha256(checkpoint),
-        checkpoint_bytes=checkpoint.stat().st_size,
+        checkpoint_sha256=sha256,
+        checkpoint_bytes=size,
         clip=str(parts.tokenizer),
         clip_sha256=combined_sha256([parts.tokenizer / name for name in FILES]),
         safety_checker=None if parts.safety_checker is None else str(parts.safety_checker),

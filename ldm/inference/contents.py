@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Mapping
 
 from ldm.errors import WeightsError
 from ldm.inference.unpickle import PickledTensor, load_pickle
-from ldm.inference.weightfile import GIVE_WEIGHTS, WeightFormat, cut_short, printable, recognise
+from ldm.inference.weightfile import GIVE_WEIGHTS, WeightFormat, cut_short, naming_the_file, printable, recognise
 
 ITEM_BYTES = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
@@ -66,7 +66,7 @@ def read_contents(path: Path) -> Contents:
     torch can check a checkpoint by it.
     """
     form = recognise(path)
-    with path.open("rb") as file:
+    with naming_the_file(path), path.open("rb") as file:
         size = path.stat().st_size
         if form is WeightFormat.SAFETENSORS:
             return _read_safetensors(path, file, size)

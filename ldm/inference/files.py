@@ -31,6 +31,7 @@ ADVICE = {
     errno.EEXIST: "a file stands where a folder must be: choose another name",
 }
 
+MOUNTS = Path("/proc/self/mounts")
 PART = re.compile(r"\.(.*)\.[0-9a-f]{12}\.part")
 # What may pass: the part was swept, a server of a shared file system was replaced.
 PASSING = (errno.ENOENT, errno.ESTALE)
@@ -39,6 +40,30 @@ TRY_AGAIN_SECONDS = 0.2
 
 # Without hard links a name is taken by an empty file first: one that is as old has lost its writer.
 PLACEHOLDER_SECONDS = 2.0
+
+
+def file_system_of(path: Path, mounts: Path = MOUNTS) -> str:
+    """The kind of the file system that a path lies on, such as nfs4; "" where it cannot be told.
+
+    By the table of mounts, `device place type ...` a line: the innermost that holds the path, and of several on one
+    place the last, which lies over those before it.
+    """
+    try:
+        lines = [line.split() for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        return ""
+    real = f"{os.path.realpath(path)}/"
+    holding = [
+        (len(place), number, kind)
+        for number, (place, kind) in enumerate((_unescaped(words[1]), words[2]) for words in lines if len(words) > 2)
+        if real.startswith(f"{place.rstrip('/')}/")
+    ]
+    return max(holding)[2] if holding else ""
+
+
+def _unescaped(place: str) -> str:
+    """A path as the kernel writes it into the table: blanks, line ends and backslashes as octal numbers."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found.group(1), 8)), place)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import mmap
-import os
 import weakref
 from io import FileIO
 from pathlib import Path
@@ -22,10 +21,11 @@ from torch import Tensor
 
 from ldm.errors import WeightsError
 from ldm.inference.contents import Contents, StoredTensor
+from ldm.inference.files import MOUNTS, file_system_of
+from ldm.inference.weightfile import naming_the_file
 
 log = logging.getLogger(__name__)
 
-MOUNTS = Path("/proc/self/mounts")
 NETWORK_FILE_SYSTEMS = (
     "lustre", "nfs", "gpfs", "beegfs", "ceph", "pvfs2", "orangefs", "panfs", "glusterfs", "cifs", "smb", "9p", "fuse.",
     "parastor",
@@ -40,9 +40,10 @@ class TensorReader:
 
     def __init__(self, contents: Contents, *, mapped: bool | None = None) -> None:
         self._path = contents.path
-        self._file = FileIO(str(contents.path))
+        with naming_the_file(contents.path):
+            self._file = FileIO(str(contents.path))
         if mapped is None:
-            mapped = not is_on_network(contents.path, MOUNTS)
+            mapped = not is_on_network(contents.path)
         self._map = _map(self._file) if mapped else None
         self._shared = _that_share(contents.tensors.values()) if mapped else frozenset()
 
@@ -73,12 +74,13 @@ class TensorReader:
     def _read_bytes(self, stored: StoredTensor) -> np.ndarray:
         memory = np.empty(stored.nbytes, dtype=np.uint8)
         left = memory.data
-        self._file.seek(stored.offset)
-        while left:
-            count = self._file.readinto(left)
-            if not count:
-                raise WeightsError(f"{self._path} became shorter while it was read; let the copy to it end first")
-            left = left[count:]
+        with naming_the_file(self._path):
+            self._file.seek(stored.offset)
+            while left:
+                count = self._file.readinto(left)
+                if not count:
+                    raise WeightsError(f"{self._path} became shorter while it was read; let the copy to it end first")
+                left = left[count:]
         return memory
 
 
@@ -115,16 +117,6 @@ def dtype_bytes(dtype: torch.dtype) -> int:
     return torch.empty((), dtype=dtype).element_size()
 
 
-def is_on_network(path: Path, mounts: Path) -> bool:
-    """Whether a file lies on a network file system by the table of mounts (`device place type ...` a line)."""
-    try:
-        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    real = os.path.realpath(path)
-    kind, longest = "", -1
-    for _, place, mounted, *_ in (line.split() for line in lines):
-        place = place.replace("\\040", " ")
-        if len(place) > longest and os.path.commonpath([place, real]) == place:
-            kind, longest = mounted, len(place)
-    return kind.startswith(NETWORK_FILE_SYSTEMS)
+def is_on_network(path: Path, mounts: Path = MOUNTS) -> bool:
+    """Whether a file lies on a network file system by the table of mounts."""
+    return file_system_of(path, mounts).startswith(NETWORK_FILE_SYSTEMS)

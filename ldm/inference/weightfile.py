@@ -6,10 +6,12 @@ short. Each is named, with what to do, before anything is built or queued.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import re
 import zipfile
 from pathlib import Path
+from typing import Iterator
 
 from ldm.errors import WeightsError
 
@@ -40,6 +42,15 @@ OTHER_FILES = (
 )
 TAR_MARK, TAR_MARK_AT = b"ustar", 257
 HTML_MARKS = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error")
+
+
+@contextlib.contextmanager
+def naming_the_file(path: Path) -> Iterator[None]:
+    """Inside, what the system refuses of a file of weights becomes a WeightsError."""
+    try:
+        yield
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 class WeightFormat(enum.Enum):

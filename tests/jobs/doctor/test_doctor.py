@@ -9,7 +9,6 @@ from PIL import features
 
 from jobs.config import read_settings
 from jobs.doctor.doctor import examine
-from jobs.doctor.doctor_slurm import file_system_of
 from jobs.doctor.verdict import Verdict
 from ldm.errors import SchedulerError
 
@@ -286,14 +285,6 @@ def test_paths_that_are_not_here_are_a_warning(tmp_path):
     assert "python is /missing/python, which is no program on this machine" in texts
     assert "ld_library_path names /missing/lib, which is no folder on this machine" in texts
     assert not any(f"names {tmp_path}" in text for text in texts)
-
-
-def test_the_innermost_mount_tells_the_kind_of_a_folder(tmp_path):
-    mounts = tmp_path / "mounts"
-    mounts.write_text("/dev/sda / ext4 rw 0 0\nhome:/home /public nfs4 rw 0 0\nl@o:/l /public/lustre lustre rw 0 0\n")
-    kinds = {"/public/home/user": "nfs4", "/public/lustre": "lustre", "/publican": "ext4", "/public": "nfs4"}
-    assert {path: file_system_of(path, mounts) for path in kinds} == kinds
-    assert file_system_of("/public", tmp_path / "missing") == ""
 
 
 def test_a_folder_of_runs_on_a_disk_of_this_machine_is_a_warning(monkeypatch):

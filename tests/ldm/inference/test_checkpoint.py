@@ -90,7 +90,7 @@ def test_weights_get_the_asked_precision_whatever_the_file_has_and_tables_stay_e
 def test_weights_that_are_to_be_left_stay_as_the_file_has_them_where_it_is_mapped(
     tmp_path, original, monkeypatch, on_network
 ):
-    monkeypatch.setattr(tensors, "is_on_network", lambda path, mounts: on_network)
+    monkeypatch.setattr(tensors, "is_on_network", lambda path: on_network)
     state = {name: tensor.half() for name, tensor in original.state_dict().items()}
     path = save(state, tmp_path / "model.safetensors")
     model, _ = load_model(CONFIG, path, dtype=torch.bfloat16, leave=lambda layer: isinstance(layer, nn.Conv2d))

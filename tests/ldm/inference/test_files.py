@@ -16,11 +16,37 @@ from ldm.errors import OutputError
 from ldm.inference import files
 from ldm.inference.files import (
     NumberedFiles,
+    file_system_of,
     make_folder,
     write_atomically,
     write_once,
     write_once_from,
 )
+
+MOUNTED = """\
+/dev/sda / ext4 rw 0 0
+home:/home /public nfs4 rw 0 0
+l@o:/l /public/lustre lustre rw 0 0
+a\\040b /public/with\\040blank ext4 rw 0 0
+systemd-1 /data autofs rw 0 0
+server:/data /data nfs4 rw 0 0
+ /mnt tmpfs rw 0 0
+
+/half
+"""
+
+
+def test_the_innermost_mount_and_of_several_on_one_place_the_last_tells_the_kind_of_a_folder(tmp_path):
+    mounts = tmp_path / "mounts"
+    mounts.write_text(MOUNTED)
+    kinds = {
+        "/public/home/user": "nfs4", "/public/lustre": "lustre", "/publican": "ext4", "/public": "nfs4",
+        "/public/with blank/x": "ext4", "/data/weights": "nfs4", "/": "ext4",
+    }  # fmt: skip
+    assert {path: file_system_of(Path(path), mounts) for path in kinds} == kinds
+    assert file_system_of(Path("/public"), tmp_path / "missing") == ""
+    mounts.write_text("rootfs / rootfs rw 0 0\nserver:/root / nfs rw 0 0\n")
+    assert file_system_of(tmp_path, mounts) == "nfs"
 
 
 def names(folder: Path) -> list[str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import resource
+from io import FileIO
 
 import pytest
 import torch
 
 from ldm.errors import WeightsError
+from ldm.inference import tensors
 from ldm.inference.contents import StoredTensor, read_contents
 from ldm.inference.tensors import TensorReader, is_on_network
 
@@ -94,6 +98,24 @@ def test_the_file_system_decides_between_mapping_and_reading(tmp_path):
     mounts.write_text(f"fs / nfs rw 0 0\nlocal {real}/with\\040blank ext4 rw 0 0\n")
     assert not is_on_network(tmp_path / "with blank" / "model.ckpt", mounts)
     assert not is_on_network(tmp_path, tmp_path / "no table of mounts")
+
+
+@pytest.mark.parametrize("call", ["readinto", "open"])
+def test_what_the_system_refuses_names_the_file(checkpoint, monkeypatch, call):
+    class Stale(FileIO):
+        def __init__(self, name):
+            if call == "open":
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            super().__init__(name)
+
+        def readinto(self, buffer):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(tensors, "FileIO", Stale)
+    said = "Stale file handle" if call == "open" else "Input/output error"
+    refused = pytest.raises(WeightsError, match=rf"cannot read {re.escape(str(checkpoint.path))}: {said}")
+    with refused, TensorReader(checkpoint, mapped=False) as reader:
+        reader.read(checkpoint.tensors["w"])
 
 
 def test_a_file_system_that_cannot_map_is_read_instead(checkpoint):
