@@ -32,7 +32,7 @@ def instantiate_from_config(config: Any) -> Any:
     refuse_unknown_params(target, cls, params)
     try:
         return cls(**params)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:  # RuntimeError: torch's
         raise ConfigError(f"{target} cannot be built from these params: {' '.join(str(error).split())}") from error
 
 

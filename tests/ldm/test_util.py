@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Dict
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -66,6 +68,14 @@ def test_params_that_nothing_can_be_built_from_are_named_with_the_reason() -> No
     node = {"target": "torch.nn.Linear", "params": {"in_features": "many", "out_features": 3}}
     with pytest.raises(ConfigError, match=r"torch\.nn\.Linear cannot be built from these params: .*str"):
         instantiate_from_config(node)
+
+
+@pytest.mark.parametrize("params", [{"in_channels": 4, "groups": 0}, {"in_channels": -1}])
+def test_params_at_which_the_building_itself_fails_are_refused_too(params: Dict[str, int]) -> None:
+    """As a division by zero, or torch's own error: a YAML may name any network."""
+    config = {"target": "torch.nn.Conv2d", "params": {"out_channels": 4, "kernel_size": 3, **params}}
+    with pytest.raises(ConfigError, match=r"torch\.nn\.Conv2d cannot be built from these params"):
+        instantiate_from_config(config)
 
 
 def test_what_the_schema_allows_and_nothing_needs_may_stand_with_its_one_value() -> None:

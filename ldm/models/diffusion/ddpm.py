@@ -52,6 +52,24 @@ class DiffusionWrapper(nn.Module):
         return self.diffusion_model(x, t, context=context, recall=recall)
 
 
+def refuse_parts_that_do_not_fit(channels: int, unet: Any, first_stage: Any, cond_stage: Any) -> None:
+    """Raise ConfigError, naming both, for two numbers of a config that must be one; parts that tell none are let be."""
+    told = [
+        ("in_channels of unet_config", getattr(unet, "in_channels", None), "channels", channels),
+        ("out_channels of unet_config", getattr(unet, "out_channels", None), "channels", channels),
+        ("embed_dim of first_stage_config", getattr(first_stage, "embed_dim", None), "channels", channels),
+        (
+            "context_dim of unet_config",
+            getattr(unet, "context_dim", None),
+            "the width of cond_stage_config",
+            getattr(cond_stage, "width", None),
+        ),
+    ]
+    for one, found, other, wanted in told:
+        if found is not None and wanted is not None and found != wanted:
+            raise ConfigError(f"{one} must be {wanted}, as {other} is, got {found}")
+
+
 class LatentDiffusion(nn.Module):
     """Parameters as the CompVis schema names them.
 
@@ -112,6 +130,9 @@ class LatentDiffusion(nn.Module):
         self.model = DiffusionWrapper(unet_config, conditioning_key)
         self.first_stage_model = instantiate_from_config(first_stage_config)
         self.cond_stage_model = instantiate_from_config(cond_stage_config)
+        refuse_parts_that_do_not_fit(
+            channels, self.model.diffusion_model, self.first_stage_model, self.cond_stage_model
+        )
         self.scale_factor = scale_factor
         self.image_size = image_size
         self.channels = channels

@@ -40,7 +40,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, *, use_conv: bool) -> None:
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2, ceil_mode=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
@@ -78,11 +78,13 @@ class ResBlock(nn.Module):
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, size: Optional[Sequence[int]] = None) -> Tensor:
+        """`size` (h,w): of the outcome, where the block makes its map larger; None doubles it."""
         norm, silu, conv = self.in_layers
         h = silu(norm(x))
         if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
+            sizes = (size,) if isinstance(self.resample, Upsample) else ()
+            h, x = self.resample(h, *sizes), self.resample(x, *sizes)
         h = conv(h)
         code = rows_like(self.emb_layers(emb), h).to(h.dtype)[:, :, None, None]
         if self.use_scale_shift_norm:
@@ -106,7 +108,7 @@ class TimestepEmbedSequential(nn.Sequential):
     ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
-                x = layer(x, emb)
+                x = layer(x, emb, size)
             elif isinstance(layer, SpatialTransformer):
                 x = layer(x, context, recall)
             elif isinstance(layer, Upsample):
@@ -137,6 +139,9 @@ class Blocks:
                 "unet_config needs one of num_heads and num_head_channels, "
                 f"got {self.num_heads} and {self.num_head_channels}"
             )
+        for name in ("num_heads", "num_head_channels"):
+            if getattr(self, name) != -1 and getattr(self, name) < 1:
+                raise ConfigError(f"{name} of unet_config must be at least 1, got {getattr(self, name)}")
 
     def residual(self, channels: int, out_channels: int, resample: Optional[nn.Module] = None) -> ResBlock:
         return ResBlock(
@@ -151,6 +156,11 @@ class Blocks:
 
     def transformer(self, channels: int) -> SpatialTransformer:
         heads = channels // self.num_head_channels if self.num_heads == -1 else self.num_heads
+        if not 1 <= heads <= channels:
+            raise ConfigError(
+                f"unet_config's heads are too large for a level of {channels} channels: num_heads is {self.num_heads}, "
+                f"num_head_channels {self.num_head_channels} (-1: not given)"
+            )
         # The schema's dropout reaches the residual blocks alone.
         return SpatialTransformer(
             channels,
@@ -211,9 +221,11 @@ class UNetModel(nn.Module):
         norm_groups: int = 32,
     ) -> None:
         super().__init__()
+        refuse_what_is_empty(channel_mult, model_channels, num_res_blocks)
         if attention_resolutions and not use_spatial_transformer:
             raise ConfigError("unet_config needs use_spatial_transformer: True; networks without text are not built")
         self.in_channels, self.out_channels, self.model_channels = in_channels, out_channels, model_channels
+        self.context_dim = context_dim
         emb = model_channels * 4
         self.time_embed = nn.Sequential(nn.Linear(model_channels, emb), nn.SiLU(), nn.Linear(emb, emb))
         blocks = Blocks(
@@ -271,6 +283,15 @@ class UNetModel(nn.Module):
             # The next map on the way down gives the size: a side that was odd there comes back odd.
             h = block(h, emb, context, recall, skips[-1].shape[2:] if skips else None)
         return self.out(h)
+
+
+def refuse_what_is_empty(channel_mult: Sequence[int], model_channels: int, num_res_blocks: int) -> None:
+    """Raise ConfigError for numbers of which no network can be made."""
+    if not channel_mult or min([*channel_mult, model_channels, num_res_blocks]) < 1:
+        raise ConfigError(
+            "unet_config needs one channel_mult or more, and those, model_channels and num_res_blocks at least 1; "
+            f"got {list(channel_mult)}, {model_channels} and {num_res_blocks}"
+        )
 
 
 def way_down(

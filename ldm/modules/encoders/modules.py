@@ -8,7 +8,7 @@ from typing import Any, List, Mapping, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, WeightsError
 from ldm.modules.encoders.clip import CLIPTextModel, TextDimensions
 from ldm.modules.encoders.tokenizer import ClipTokenizer, find_tokenizer
 
@@ -35,7 +35,10 @@ class FrozenCLIPEmbedder(nn.Module):
         super().__init__()
         self.version = version
         self.max_length = max_length
-        self.transformer = CLIPTextModel(text_dimensions(max_length, dimensions or {}))
+        of_text = text_dimensions(max_length, dimensions or {})
+        self.width = of_text.width  # D
+        self._vocab_size = of_text.vocab_size
+        self.transformer = CLIPTextModel(of_text)
         self._tokenizer: Optional[ClipTokenizer] = None
 
     @property
@@ -44,9 +47,15 @@ class FrozenCLIPEmbedder(nn.Module):
         return self._tokenizer or self.use_tokenizer(find_tokenizer(version=self.version))
 
     def use_tokenizer(self, folder: Path) -> ClipTokenizer:
-        """Read the tokenizer from this folder, and keep it."""
-        self._tokenizer = ClipTokenizer(folder, context=self.max_length)
-        return self._tokenizer
+        """Read the tokenizer from this folder, and keep it. WeightsError where it knows more than the text encoder."""
+        tokenizer = ClipTokenizer(folder, context=self.max_length)
+        if tokenizer.size > self._vocab_size:
+            raise WeightsError(
+                f"the tokenizer in {folder} has {tokenizer.size} tokens, the text encoder {self._vocab_size}; "
+                "give --clip FOLDER with the files that the model was trained with"
+            )
+        self._tokenizer = tokenizer
+        return tokenizer
 
     def count_tokens(self, text: str) -> int:
         """Tokens in the text; those beyond `tokenizer.room` (75 for SD v1) do not reach the model."""

@@ -84,6 +84,11 @@ class ClipTokenizer:
         self._start, self._end = (self._pairs.token_to_id(token) for token in (START, END))
 
     @property
+    def size(self) -> int:
+        """One more than the largest id that it gives."""
+        return 1 + int(max(self._pairs.get_vocab().values()))
+
+    @property
     def room(self) -> int:
         """How many tokens of text fit between start and end: 75 for SD v1."""
         return self.context - 2

@@ -81,6 +81,28 @@ def test_a_config_that_asks_for_something_else_is_refused(params: Any, message: 
         instantiate_from_config(config(**params))
 
 
+@pytest.mark.parametrize(
+    ("part", "params", "message"),
+    [
+        ("unet_config", {"in_channels": 9}, "in_channels of unet_config must be 4, as channels is, got 9"),
+        ("unet_config", {"out_channels": 8}, "out_channels of unet_config must be 4, as channels is, got 8"),
+        ("first_stage_config", {"embed_dim": 3}, "embed_dim of first_stage_config must be 4, as channels is, got 3"),
+        (
+            "unet_config",
+            {"context_dim": 1024},
+            "context_dim of unet_config must be 32, as the width of cond_stage_config is, got 1024",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_refused_before_a_weight_is_read(
+    part: str, params: Any, message: str
+) -> None:
+    changed = config()
+    changed["params"][part]["params"].update(params)
+    with pytest.raises(ConfigError, match=message):
+        instantiate_from_config(changed)
+
+
 def test_the_network_recalls_where_it_is_told_to(model: LatentDiffusion, monkeypatch: Any) -> None:
     seen: List[Any] = []
     forward = model.model.forward

@@ -50,9 +50,10 @@ def test_the_v1_config_gives_the_names_and_shapes_of_an_sd_v1_checkpoint() -> No
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == expected
 
 
+@pytest.mark.parametrize("more", [{}, {"resblock_updown": True}, {"conv_resample": False}])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 8), (7, 5), (1, 1), (13, 3)])
-def test_any_latent_size_comes_back_as_it_went_in(height: int, width: int) -> None:
-    assert predict(unet(channel_mult=[1, 1, 2]), height, width).shape == (2, 4, height, width)
+def test_any_latent_size_comes_back_as_it_went_in(height: int, width: int, more: Any) -> None:
+    assert predict(unet(channel_mult=[1, 1, 2], **more), height, width).shape == (2, 4, height, width)
 
 
 @pytest.mark.parametrize("texts", [1, 2, 3])
@@ -113,6 +114,16 @@ def test_a_new_network_predicts_nothing() -> None:
         ({"use_spatial_transformer": False}, "needs use_spatial_transformer: True"),
         ({"num_heads": -1}, "needs one of num_heads and num_head_channels"),
         ({"num_head_channels": 8}, "needs one of num_heads and num_head_channels"),
+        ({"num_heads": 0}, "num_heads of unet_config must be at least 1, got 0"),
+        ({"num_heads": 65}, "too large for a level of 64 channels: num_heads is 65"),
+        (
+            {"num_heads": -1, "num_head_channels": 128},
+            "too large for a level of 64 channels: num_heads is -1",
+        ),
+        ({"num_heads": -1, "num_head_channels": 0}, "num_head_channels of unet_config must be at least 1, got 0"),
+        ({"channel_mult": []}, r"needs one channel_mult or more, .* got \[\], 32 and 1"),
+        ({"channel_mult": [1, 0]}, "those, model_channels and num_res_blocks at least 1"),
+        ({"model_channels": -32}, "got .*, -32 and 1"),
     ],
 )
 def test_a_network_that_cannot_be_built_is_refused(changes: Dict[str, Any], message: str) -> None:

@@ -79,6 +79,12 @@ def test_names_begin_as_in_a_checkpoint(embedder):
     }
 
 
+def test_a_tokenizer_that_knows_more_than_the_text_encoder_is_refused():
+    embedder = FrozenCLIPEmbedder(dimensions={"vocab_size": 1000, "width": 32, "layers": 1, "heads": 2})
+    with pytest.raises(WeightsError, match=r"has 49408 tokens, the text encoder 1000; give --clip FOLDER"):
+        embedder.use_tokenizer(SHIPPED)
+
+
 def test_unknown_dimensions_are_listed_together():
     with pytest.raises(ConfigError) as caught:
         FrozenCLIPEmbedder(dimensions={"width": 32, "depth": 2, "dim": 3})
