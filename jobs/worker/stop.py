@@ -31,6 +31,8 @@ RECENT_BATCHES = 8
 # much left.
 BATCHES_LEFT, LEAVING_SECONDS = 1.25, 10.0
 PAUSE_LOOK_SECONDS = 5.0
+# What a handler raises is lost where it interrupts a finalizer, whose exceptions Python ignores: so it is raised again.
+AGAIN_SECONDS = 1.0
 
 
 class Halt(BaseException):
@@ -116,9 +118,11 @@ class Limits:
         one while Python ends, or be put back into the queue by submitit.
         """
         before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._take_again)
         try:
             yield
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_IGN if number in WARNINGS else handler)
 
@@ -130,4 +134,11 @@ class Limits:
         allowed = TOLD_SECONDS if SIGNALS[number] is End.TOLD_TO_STOP else WARNED_SECONDS
         expected = max(self._recent, default=float("inf")) - (self._clock() - self._begun)
         if expected > allowed:
-            raise self._told
+            self._take_again(number, frame)
+
+    def _take_again(self, number: int, frame: Optional[FrameType]) -> None:
+        if self._told is None or self._begun is None:
+            return
+        if signal.getsignal(signal.SIGALRM) == self._take_again:
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+        raise self._told

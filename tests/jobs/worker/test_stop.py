@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 
 import pytest
 
 from jobs.attendance import End
+from jobs.worker import stop
 from jobs.worker.stop import Halt, Limits
 
 
@@ -128,6 +130,28 @@ def test_a_signal_ends_a_sleep_at_once():
 
 def sleep_for_an_hour(limits: Limits) -> None:
     with limits.listening(), limits.droppable():
+        time.sleep(3600)
+
+
+def test_a_signal_that_comes_within_a_finalizer_ends_the_batch_all_the_same(monkeypatch):
+    """Python prints what a finalizer raises, and goes on."""
+    monkeypatch.setattr(stop, "AGAIN_SECONDS", 0.05)
+    lost = []
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+    with pytest.raises(Halt):
+        sleep_for_an_hour_behind_a_finalizer(Limits())
+    assert [each.exc_type for each in lost] == [Halt]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def sleep_for_an_hour_behind_a_finalizer(limits: Limits) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    with limits.listening(), limits.droppable():
+        Finalized()
         time.sleep(3600)
 
 
