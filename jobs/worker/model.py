@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterator, List, Optional, Sequence, Union
 
@@ -15,7 +16,7 @@ from jobs.storage.formats import parameters_text
 from jobs.worker.measuring import Findings, try_sizes
 from jobs.worker.worker import Generate, Loaded, Picture
 from ldm.errors import GenerationError, NoMemoryError, WeightsError
-from ldm.inference.digests import sha256_of
+from ldm.inference.digests import sha256_beside, sha256_of
 from ldm.inference.spec import GenerationRequest
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ def load(info: RunInfo, spec: JobSpec) -> Loaded:
     """What makes the pictures of this run."""
     from ldm.inference.runtime import visible_cards
 
+    digest = sha256_beside(Path(info.model.checkpoint))
     pipeline = load_pipeline(info, spec).with_censor(_censor(info.model, spec))
+    check_digest(info.model, digest)
     device = device_of(pipeline)
     log.info("on %s, %d cards seen", device, visible_cards())
     return Loaded(generate_with(pipeline, info), device, functools.partial(measure, pipeline))
@@ -139,6 +142,19 @@ def check_unchanged(model: RunModel) -> None:
         )
     if config_sha256 != model.config_sha256:
         raise WeightsError(f"{model.config} is not as it was when the run was planned; submit it anew")
+
+
+def check_digest(model: RunModel, digest: Future[str]) -> None:
+    """Raise WeightsError if the checkpoint, whose sha256 that is, is another of the same size."""
+    try:
+        found = digest.result()
+    except OSError as error:
+        raise WeightsError(f"cannot read {model.checkpoint}: {error.strerror}") from error
+    if found != model.checkpoint_sha256:
+        raise WeightsError(
+            f"{model.checkpoint} is as large as the file that the run was planned with, but another: its sha256 begins "
+            f"with {found[:12]}, that one's with {model.checkpoint_sha256[:12]}; put that file back, or submit anew"
+        )
 
 
 def to_picture(image: GeneratedImage, info: RunInfo) -> Picture:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import io
+import os
 import re
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +19,14 @@ from jobs.config import read_settings
 from jobs.records import read_records
 from jobs.submit.launch import missing_shards, run_here
 from jobs.submit.prepare import Prepared
-from jobs.worker.model import check_unchanged, load, naming_lack_of_memory, picture_or_second_try, to_picture
+from jobs.worker.model import (
+    check_digest,
+    check_unchanged,
+    load,
+    naming_lack_of_memory,
+    picture_or_second_try,
+    to_picture,
+)
 from ldm.errors import GenerationError, NoMemoryError, WeightsError
 from ldm.inference import runtime
 from ldm.inference.images import encode, read_parameters
@@ -100,6 +111,24 @@ def test_a_checkpoint_of_another_size_is_refused(prepared, tmp_path):
     model = prepared.info.model.__class__(**{**vars(prepared.info.model), "checkpoint": str(other)})
     with pytest.raises(WeightsError, match="has 1 bytes, the run was planned with"):
         check_unchanged(model)
+
+
+def test_a_checkpoint_of_the_same_size_is_refused_where_it_is_another(prepared, tmp_path):
+    planned = Path(prepared.info.model.checkpoint)
+    other = tmp_path / "other.safetensors"
+    content = bytearray(planned.read_bytes())
+    content[-1] ^= 1
+    other.write_bytes(content)
+    model = dataclasses.replace(prepared.info.model, checkpoint=str(other))
+    with pytest.raises(WeightsError, match=r"is as large as the file that the run was planned with, but another"):
+        load(dataclasses.replace(prepared.info, model=model), prepared.info.settings.spec)
+
+
+def test_a_checkpoint_that_is_gone_once_it_was_read_is_named(prepared):
+    gone = Future()
+    gone.set_exception(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
+    with pytest.raises(WeightsError, match=r"cannot read .*: No such file or directory"):
+        check_digest(prepared.info.model, gone)
 
 
 def test_another_config_is_refused(prepared, tmp_path):
