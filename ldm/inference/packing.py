@@ -48,6 +48,11 @@ class Packed(nn.Module, abc.ABC):
         """The weight in the dtype that it is computed with, bit for bit."""
         return self._kept_weight().to(self._dtype)
 
+    @property
+    def weight(self) -> Tensor:
+        """As the layer that it was made of has it, for those who read it from there: made anew each time."""
+        return self.plain_weight()
+
     def unpacked(self) -> nn.Module:
         """The layer that this was made of, with its weight."""
         holder, *_ = self._layers
@@ -218,7 +223,7 @@ def can_be_packed(layer: nn.Module, dtype: torch.dtype) -> bool:
         return dtype is not torch.float32 or layer.weight.numel() > LEAST_WEIGHTS_IN_FLOAT32
     if isinstance(layer, DoublingConv2d) and (_geometry(layer) != USUAL or layer.groups != 1):
         return False
-    return isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros"
+    return isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 @functools.lru_cache(maxsize=None)

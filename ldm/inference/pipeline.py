@@ -18,13 +18,12 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 import torch
 from torch import Tensor
 
-from ldm.errors import GenerationError, RequestError
+from ldm.errors import ConfigError, GenerationError, RequestError
 from ldm.inference.censor import Censor, Inspected
 from ldm.inference.checkpoint import LoadReport, load_model
 from ldm.inference.digests import sha256_of
 from ldm.inference.images import Pixels, read_picture, resize, to_pixels, to_tensor
-from ldm.inference.packing import pack, unpack
-from ldm.inference.placing import left_to_packing, make_ready, recordings_of
+from ldm.inference.placing import in_float32, left_to_packing, make_ready, recordings_of
 from ldm.inference.replay import CALLS_BEFORE
 from ldm.inference.room import Rooms, shared_out
 from ldm.inference.runtime import (
@@ -59,7 +58,6 @@ SAMPLERS = {
 }
 TEXTS_KEPT = 256  # 0.1 MiB each for SD v1
 INIT_LATENTS_KEPT = 16
-ADVICE = "try precision 'full', or another seed"
 
 T = TypeVar("T")
 
@@ -144,8 +142,10 @@ class Pipeline:
         model, report = load_model(
             config, checkpoint, use_ema=use_ema, dtype=arithmetic.dtype, device=place, leave=leave
         )
-        make_ready(model, arithmetic)
         text_encoder = model.cond_stage_model
+        if text_encoder is None:
+            raise ConfigError(f"cond_stage_config of {config} must be a text encoder: pictures are made from prompts")
+        make_ready(model, arithmetic)
         if isinstance(text_encoder, FrozenCLIPEmbedder):
             text_encoder.use_tokenizer(find_tokenizer(clip, version=text_encoder.version, checkpoint=checkpoint))
         return cls(model, report=report)
@@ -192,15 +192,15 @@ class Pipeline:
         image = self._in_strips_if_need_be(self.model.decode_first_stage, latent[None])
         # NaN is the largest and the smallest of all, and to find those takes a sixth of the time of isfinite or less.
         if not bool(torch.isfinite(torch.stack([image.amin(), image.amax()])).all()):
-            raise GenerationError(
-                f"the model gave NaN in {dtype_name(self.model.dtype)} instead of a picture; {ADVICE}"
-            )
+            raise GenerationError(f"the model gave NaN {self._instead_of_a_picture()}")
         (pixels,) = to_pixels(image)
         if bool((pixels[0] == pixels[0, 0]).all()) and bool((pixels == pixels[0, 0]).all()):
-            raise GenerationError(
-                f"the model gave a single colour in {dtype_name(self.model.dtype)} instead of a picture; {ADVICE}"
-            )
+            raise GenerationError(f"the model gave a single colour {self._instead_of_a_picture()}")
         return pixels
+
+    def _instead_of_a_picture(self) -> str:
+        advice = "try another seed" if self.in_full_precision else "try precision 'full', or another seed"
+        return f"in {dtype_name(self.model.dtype)} instead of a picture; {advice}"
 
     @torch.inference_mode()
     def inspect(self, pictures: Sequence[Pixels]) -> List[Inspected]:
@@ -241,24 +241,16 @@ class Pipeline:
 
     @contextlib.contextmanager
     def in_float32(self) -> Iterator[None]:
-        """Inside, every parameter is float32, of the value that it had; afterwards all are as before, bit for bit.
+        """Inside, the model computes in float32; DeviceError where it cannot be had back from there.
 
         For a picture that overflowed in half precision: it costs memory and time, and is rarely needed.
         """
-        dtype = self.model.dtype
-        packed = unpack(self.model)
-        before = [(parameter, parameter.dtype) for parameter in self.model.parameters()]
-        try:
-            for parameter, _ in before:
-                parameter.data = parameter.data.float()
+        with in_float32(self.model):
             self._forget()
-            yield
-        finally:
-            for parameter, had in before:
-                parameter.data = parameter.data.to(had)
-            if packed:
-                pack(self.model, dtype)
-            self._forget()
+            try:
+                yield
+            finally:
+                self._forget()
 
     @property
     def calls_to_settle(self) -> int:

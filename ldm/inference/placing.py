@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+import contextlib
+from typing import Any, Iterator, List, Optional, Tuple
 
 import torch
+from torch import nn
 
+from ldm.errors import DeviceError, first_line
 from ldm.inference import trial
 from ldm.inference.checkpoint import Leave
-from ldm.inference.packing import can_be_packed, can_pack, pack
+from ldm.inference.packing import Packed, can_be_packed, can_pack, pack, unpack
 from ldm.inference.replay import Graphs, Replayed
 from ldm.inference.room import Memory
 from ldm.inference.runtime import Arithmetic, graphs_of, memory_of, settle_card
@@ -49,6 +52,30 @@ def settle_attention(device: torch.device, dtype: torch.dtype, memory: Memory) -
     for each in dict.fromkeys((dtype, torch.float32)):
         if trial.writes_all_scores(device, each, memory.peak):
             attention.UNSLICED.add((device.type, each))
+
+
+@contextlib.contextmanager
+def in_float32(model: Any) -> Iterator[None]:
+    """Inside, every parameter is float32, of the value that it had; afterwards all are as before, bit for bit.
+
+    Raises DeviceError where memory is too full to have all as before: a process with such a model must not go on.
+    """
+    dtype, is_packed = model.dtype, any(isinstance(layer, Packed) for layer in model.modules())
+    before: List[Tuple[nn.Parameter, torch.dtype]] = []
+    try:
+        unpack(model)
+        before += [(parameter, parameter.dtype) for parameter in model.parameters()]
+        for parameter, _ in before:
+            parameter.data = parameter.data.float()
+        yield
+    finally:
+        try:
+            for parameter, had in before:
+                parameter.data = parameter.data.to(had)
+            if is_packed:
+                pack(model, dtype)
+        except (RuntimeError, MemoryError) as error:
+            raise DeviceError(f"the model cannot be had back from float32: {first_line(error)}") from error
 
 
 def recordings_of(model: Any) -> Optional[Replayed]:

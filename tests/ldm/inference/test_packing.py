@@ -352,6 +352,7 @@ def test_a_gate_is_rounded_less_often_than_by_plain_layers():
     [
         Shifted(4, 4),
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(4, 4, 3, padding="same"),
         DoublingConv2d(4, 4, 5, padding=2),
         DoublingConv2d(4, 4, 3, padding=1, groups=2),
         nn.Embedding(4, 4),
@@ -553,6 +554,17 @@ def test_a_weight_that_lies_alike_for_two_batches_is_kept_once(alike, monkeypatc
     assert len({id(each) for each in packed[0]._way._weights.values()}) == (1 if alike else 3)
     unpack(packed)
     assert torch.equal(packed[0].weight, before.weight)
+
+
+@needs_packing
+def test_a_layer_whose_weight_others_read_has_it_there():
+    """As torch's own encoder layer does, of which a network that a YAML names may be made."""
+    layer = nn.TransformerEncoderLayer(16, 2, 64, batch_first=True).eval().requires_grad_(False)
+    x, packed = torch.randn(2, 5, 16), nn.Sequential(copy.deepcopy(layer))
+    assert pack(packed, torch.float32) > 0
+    for _ in range(2):
+        assert torch.allclose(packed(x), layer(x), atol=1e-5)
+    assert torch.equal(packed[0].linear1.weight, layer.linear1.weight)
 
 
 @needs_packing

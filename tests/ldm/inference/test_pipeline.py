@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
@@ -10,13 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from ldm.errors import DeviceError, GenerationError, RequestError, WeightsError
+from ldm.errors import ConfigError, DeviceError, GenerationError, RequestError, WeightsError
+from ldm.inference import placing
 from ldm.inference.censor import Censor
 from ldm.inference.digests import sha256_of
 from ldm.inference.images import encode_png
+from ldm.inference.packing import can_pack
 from ldm.inference.pipeline import Pipeline, SeededNoise, noise_for, steps_from
-from ldm.inference.runtime import Precision
+from ldm.inference.placing import make_ready
+from ldm.inference.runtime import Arithmetic, Precision
 from ldm.inference.safety import SafetyPolicy
 from ldm.inference.spec import GenerationRequest, InitImage, SamplerConfig, SamplerName, Shortcuts, Spacing
 from tests.ldm.inference.test_safety import put_checker, random_weights
@@ -269,7 +274,8 @@ def test_numbers_that_overflowed_are_an_error_that_names_the_picture():
     pipeline = Pipeline(random_model())
     pipeline.model.model.diffusion_model.out[2].bias.data.fill_(float("nan"))
     with pytest.raises(
-        GenerationError, match=r"seed 1, prompt 'a cat': the model gave NaN in float32 .*precision 'full'"
+        GenerationError,
+        match=r"seed 1, prompt 'a cat': the model gave NaN in float32 .*; try another seed$",
     ):
         pipeline.generate([request()])
 
@@ -370,6 +376,40 @@ def test_float32_for_one_picture_leaves_the_model_as_it_was():
         assert same(half.generate([request()])[0].pixels, first)
     assert all(torch.equal(value, before[name]) for name, value in half.model.state_dict().items())
     assert np.array_equal(half.generate([request()])[0].pixels, first)
+
+
+@pytest.mark.parametrize("fails", ["unpack", "pack"])
+def test_a_model_that_runs_out_of_memory_on_its_way_to_float32_or_back_is_whole_or_the_process_ends(fails, monkeypatch):
+    """Half of its layers in another form would give other pictures from then on."""
+    model = random_model()
+    make_ready(model, Arithmetic(torch.float32, "for a test"))
+    pipeline, forms = Pipeline(model), [type(layer) for layer in model.modules()]
+    real = getattr(placing, fails)
+
+    def out_of_memory_half_way(model, *words):
+        done = real(model.first_stage_model, *words)
+        assert done or not can_pack(torch.float32)
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 1 bytes")
+
+    monkeypatch.setattr(placing, fails, out_of_memory_half_way)
+    expected = pytest.raises(RuntimeError, match="can't allocate") if fails == "unpack" else contextlib.nullcontext()
+    if fails == "pack" and can_pack(torch.float32):
+        expected = pytest.raises(DeviceError, match=r"cannot be had back from float32: .*can't allocate memory")
+    with expected, pipeline.in_float32():
+        assert fails == "pack"
+    if fails == "unpack":
+        assert [type(layer) for layer in model.modules()] == forms
+        assert all(parameter.dtype is torch.float32 for parameter in model.parameters())
+
+
+def test_a_model_without_words_is_refused(tiny_model, tmp_path):
+    config = OmegaConf.load(tiny_model.config)
+    config.model.params.cond_stage_config = "__is_unconditional__"
+    OmegaConf.save(config, tmp_path / "without.yaml")
+    weights = {name: value for name, value in random_model().state_dict().items() if "cond_stage" not in name}
+    torch.save(weights, str(tmp_path / "without.ckpt"))
+    with pytest.raises(ConfigError, match=r"cond_stage_config of .*without\.yaml must be a text encoder"):
+        Pipeline.load(tmp_path / "without.yaml", tmp_path / "without.ckpt", device="cpu")
 
 
 def out_of_memory(*_args):
