@@ -10,6 +10,7 @@ import enum
 import functools
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any, Callable, Dict, Optional, Tuple
@@ -124,7 +125,7 @@ class InitImage:
         if taken < 1:
             raise RequestError(
                 f"strength {self.strength} of {steps} steps is no step at all; "
-                f"it must be at least {1 / steps:.3g} with so many"
+                f"it must be at least {math.ceil(1000 / steps) / 1000:.3g} with so many"
             )
         return taken
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import string
 
 import pytest
@@ -172,3 +173,11 @@ def test_what_no_model_can_make_is_refused_where_it_is_built(build, message):
 @pytest.mark.parametrize("side", [8, 64, 512, 4096])
 def test_good_sides_pass(side):
     assert dataclasses.replace(PLAIN, height=side, width=side).height == side
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 9, 30, 50, 999, 1000])
+def test_the_strength_that_an_error_advises_is_enough(steps):
+    with pytest.raises(RequestError, match="no step at all") as error:
+        InitImage("", "", strength=1e-9).steps_of(steps)
+    advised = float(re.search(r"at least (\S+) with", str(error.value)).group(1))
+    assert InitImage("", "", strength=advised).steps_of(steps) == 1
