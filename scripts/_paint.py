@@ -213,4 +213,11 @@ class Studio:
         return format_infotext(describe(dataclasses.replace(self.order.template, prompt=prompt), extra))
 
     def _model_hash(self) -> Optional[str]:
-        return None if self.digest is None else model_hash(self.digest.result())
+        if self.digest is None:
+            return None
+        try:
+            return model_hash(self.digest.result())
+        except OSError as error:  # the file is gone by now, or its server
+            tqdm.write(f"pictures come without the hash of the weights: {error}", file=sys.stderr)
+            self.digest = None
+            return None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import atexit
 import os
+import signal
 import sys
-from typing import Callable, NoReturn
+from typing import Callable, NoReturn, Optional, Tuple
 
 from ldm.errors import GenerationError, SdbatchError
 from ldm.inference.digests import sha256_beside
@@ -30,28 +31,42 @@ def run(parser: OptionParser, settle: Callable[[argparse.Namespace], Order]) -> 
 
             pipeline = load(order)
         paint(order, pipeline, digest)
-    except SdbatchError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except (RuntimeError, MemoryError) as error:
-        from ldm.inference.runtime import is_out_of_memory
-
-        if not is_out_of_memory(error):
-            raise
-        print(f"{parser.prog}: error: out of memory; {MORE_ROOM}", file=sys.stderr)
-        return GenerationError.exit_code
-    except ImportError as error:
-        print(f"{parser.prog}: error: {error}; activate the environment where it is installed", file=sys.stderr)
-        return SdbatchError.exit_code
+    except BrokenPipeError:  # whoever read what is said has seen enough
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        said, code = explained
+        print(f"{parser.prog}: error: {said}", file=sys.stderr)
+        return code
     return 0
+
+
+def explain(error: Exception) -> Optional[Tuple[str, int]]:
+    """What a user is told, and the status of the command; None for what no user can put right."""
+    if isinstance(error, SdbatchError):
+        return str(error), error.exit_code
+    if isinstance(error, ImportError):
+        return f"{error}; activate the environment where it is installed", SdbatchError.exit_code
+    if isinstance(error, OSError):
+        return str(error), SdbatchError.exit_code
+    if isinstance(error, (RuntimeError, MemoryError)):
+        from ldm.inference.runtime import is_out_of_memory
+
+        return (f"out of memory; {MORE_ROOM}", GenerationError.exit_code) if is_out_of_memory(error) else None
+    return None
 
 
 def leave(code: int) -> NoReturn:
     """End the process at once. All files are closed, and to take torch and a model apart takes half a second."""
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        try:
+            stream.flush()
+        except OSError:  # nobody reads it any more, or a disk is full
+            code = code or 128 + signal.SIGPIPE
     os._exit(code)

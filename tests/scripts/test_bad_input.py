@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
 
 from ldm.errors import WeightsError
-from scripts import txt2img
+from ldm.inference.images import read_parameters
+from scripts import _run, txt2img
 from scripts._options import find_checker
 from tests.scripts.outputs import written
 
@@ -186,3 +188,31 @@ def test_a_process_that_leaves_has_said_everything_and_done_what_it_was_to_do_at
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=SCRIPT.parents[1], check=False
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (4, "said\ndone\n", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is Linux's")
+@pytest.mark.parametrize(("where", "status", "said"), [("/dev/full", 2, "No space left on device"), (None, 141, "")])
+def test_a_reader_that_is_gone_and_a_full_disk_end_in_no_traceback(tiny_model, tmp_path, where, status, said):
+    options = ["--config", tiny_model.config, "--ckpt", tiny_model.checkpoint, "--outdir", tmp_path / "out"]
+    options += ["--safety-checker", "off", "--device", "cpu", "--ddim_steps", 2, "--n_samples", 1, "--n_iter", 1]
+    reader, pipe = os.pipe()
+    os.close(reader)
+    with open(where or pipe, "w") as stdout:
+        command = [sys.executable, str(SCRIPT), *map(str, options)]
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    if where:
+        os.close(pipe)
+    assert done.returncode == status
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_hash_that_cannot_be_taken_costs_no_picture(script, tmp_path, monkeypatch):
+    gone = Future()
+    gone.set_exception(FileNotFoundError(2, "No such file or directory"))
+    monkeypatch.setattr(_run, "sha256_beside", lambda path: gone)
+    code, _, err = script("--n_samples", 1, "--n_iter", 2, "--skip_grid")
+    assert code == 0
+    assert err.count("pictures come without the hash of the weights: [Errno 2] No such file") == 1
+    assert written(tmp_path / "out") == ["samples/00000.png", "samples/00001.png"]
+    assert "Model hash" not in read_parameters(tmp_path / "out/samples/00001.png")
