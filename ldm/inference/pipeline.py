@@ -245,8 +245,8 @@ class Pipeline:
 
         For a picture that overflowed in half precision: it costs memory and time, and is rarely needed.
         """
+        self._forget()  # before a weight moves: on its way back from a failure, too, it has another place
         with in_float32(self.model):
-            self._forget()
             try:
                 yield
             finally:
@@ -255,7 +255,8 @@ class Pipeline:
     @property
     def calls_to_settle(self) -> int:
         """After how many calls of one shape the network is as quick as it will be."""
-        return 0 if recordings_of(self.model) is None else CALLS_BEFORE
+        recordings = recordings_of(self.model)
+        return 0 if recordings is None or recordings.gave_up else CALLS_BEFORE
 
     def drop_recordings(self) -> None:
         """Give the memory of what a card has recorded back; a shape that comes often will be recorded anew."""
@@ -264,19 +265,22 @@ class Pipeline:
             recordings.forget()
             release_memory()
 
-    def spare_memory(self) -> bool:
-        """Do from now on without what makes a card quicker at the price of its memory; whether there was any."""
+    def spare_memory(self) -> None:
+        """Do from now on without what makes a card quicker at the price of its memory."""
         recordings = recordings_of(self.model)
-        return recordings is not None and recordings.give_up()
+        if recordings is not None:
+            recordings.give_up()
 
     def sparing(self, work: Callable[[], T]) -> T:
         """work(), a second time without recordings where the memory beside them is too little for it."""
         try:
             return work()
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or not self.spare_memory():
+            recordings = recordings_of(self.model)
+            if not is_out_of_memory(error) or recordings is None or not recordings.hold_memory:
                 raise
             log.info("not enough memory beside recordings: without them")
+        self.spare_memory()
         release_memory()  # behind the except clause: the error holds the frames that hold the tensors
         return work()
 
@@ -301,7 +305,7 @@ class Pipeline:
         for indices in _alike(requests):
             first = requests[indices[0]]
             try_network = functools.partial(self._try_network, first)
-            yield from shared_out(indices, self.rooms.room(first.batch_key, len(indices), try_network))
+            yield from shared_out(indices, self.rooms.room(_takes(first), len(indices), try_network))
 
     def _try_network(self, request: GenerationRequest, pictures: int) -> None:
         if not bool(torch.isfinite(self.run_network(request, pictures)).all()):
@@ -373,6 +377,12 @@ class Pipeline:
         if sha256_of(Path(path)) != sha256:
             raise RequestError(f"init image {path} is not the one that was asked for: its sha256 is no longer {sha256}")
         return self.encode_image(resize(pixels, height=height, width=width))
+
+
+def _takes(request: GenerationRequest) -> Tuple[Any, ...]:
+    """What the memory of a run of the network depends on, besides the number of pictures."""
+    config = request.sampler
+    return request.height, request.width, config.guidance_scale == 1.0, config.shortcuts
 
 
 def _warn_if_cut(prompt: str, tokens: int, room: int) -> None:

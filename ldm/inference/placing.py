@@ -75,7 +75,10 @@ def in_float32(model: Any) -> Iterator[None]:
             if is_packed:
                 pack(model, dtype)
         except (RuntimeError, MemoryError) as error:
-            raise DeviceError(f"the model cannot be had back from float32: {first_line(error)}") from error
+            first = error.__context__  # what came out of the body
+            if first is None or isinstance(first, Exception):  # not the end of a process, which is on its way already
+                said = first_line(error) if first is None else f"{first_line(first)}; then {first_line(error)}"
+                raise DeviceError(f"the model cannot be had back from float32: {said}") from error
 
 
 def recordings_of(model: Any) -> Optional[Replayed]:

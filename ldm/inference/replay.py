@@ -63,7 +63,7 @@ class Replayed:
 
     def __init__(self, forward: Forward, graphs: Graphs, clock: Callable[[], float] = time.perf_counter) -> None:
         self._forward, self._graphs, self._clock = forward, graphs, clock
-        self._gave_up = False
+        self.gave_up = False
         self.forget()
 
     def forget(self) -> None:
@@ -72,18 +72,21 @@ class Replayed:
         self._calls: Dict[Hashable, int] = {}
         self._refused: Set[Hashable] = set()
 
-    def give_up(self) -> bool:
-        """Record nothing more, where memory is short: what is recorded keeps what its call takes. Whether any was."""
-        kept_memory = bool(self._recordings)
+    @property
+    def hold_memory(self) -> bool:
+        """Whether anything is recorded, which keeps what its call takes."""
+        return bool(self._recordings)
+
+    def give_up(self) -> None:
+        """Record nothing more, where memory is short or the card cannot."""
         self.forget()
-        self._gave_up = True
-        return kept_memory
+        self.gave_up = True
 
     def __call__(self, *inputs: Any, **others: Any) -> Tensor:
         # A recording of all the work is quicker than a part of it kernel by kernel, so nothing is recalled in one.
         recalls = bool(inputs) and isinstance(inputs[-1], Recall) and inputs[-1].is_exact
         tensors = inputs[:-1] if recalls else inputs
-        kind = None if others or self._gave_up else _kind(tensors)
+        kind = None if others or self.gave_up else _kind(tensors)
         if kind is None or kind in self._refused:
             return self._forward(*inputs, **others)
         if kind in self._recordings:

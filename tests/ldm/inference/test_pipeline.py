@@ -18,6 +18,7 @@ from ldm.inference import placing
 from ldm.inference.censor import Censor
 from ldm.inference.digests import sha256_of
 from ldm.inference.images import encode_png
+from ldm.inference.models import read_shape
 from ldm.inference.packing import can_pack
 from ldm.inference.pipeline import Pipeline, SeededNoise, noise_for, steps_from
 from ldm.inference.placing import make_ready
@@ -378,6 +379,26 @@ def test_float32_for_one_picture_leaves_the_model_as_it_was():
     assert np.array_equal(half.generate([request()])[0].pixels, first)
 
 
+class Ending(BaseException):
+    """As a signal that ends a worker."""
+
+
+@pytest.mark.parametrize("ending", [Ending(), GenerationError("the model gave NaN")])
+def test_what_ends_a_process_is_not_hidden_by_a_model_that_cannot_be_had_back(ending, monkeypatch):
+    pipeline = Pipeline(random_model().double())
+
+    def full(parameter, *_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore words")
+
+    expected = pytest.raises(Ending)
+    if not isinstance(ending, Ending):
+        said = r"from float32: the model gave NaN; then CUDA error: an illegal memory access was encountered$"
+        expected = pytest.raises(DeviceError, match=said)
+    with expected, pipeline.in_float32():
+        monkeypatch.setattr(torch.Tensor, "to", full)
+        raise ending
+
+
 @pytest.mark.parametrize("fails", ["unpack", "pack"])
 def test_a_model_that_runs_out_of_memory_on_its_way_to_float32_or_back_is_whole_or_the_process_ends(fails, monkeypatch):
     """Half of its layers in another form would give other pictures from then on."""
@@ -410,6 +431,8 @@ def test_a_model_without_words_is_refused(tiny_model, tmp_path):
     torch.save(weights, str(tmp_path / "without.ckpt"))
     with pytest.raises(ConfigError, match=r"cond_stage_config of .*without\.yaml must be a text encoder"):
         Pipeline.load(tmp_path / "without.yaml", tmp_path / "without.ckpt", device="cpu")
+    with pytest.raises(ConfigError, match=r"without\.yaml: cond_stage_config must be a text encoder, .* got '__is_unc"):
+        read_shape(tmp_path / "without.yaml")
 
 
 def out_of_memory(*_args):

@@ -15,7 +15,7 @@ from ldm.inference.replay import CALLS_BEFORE, KEPT, Replayed
 from ldm.inference.room import Rooms
 from ldm.inference.spec import GenerationRequest, SamplerConfig
 from ldm.modules.recall import Recall
-from tests.cards import FakeGraphs
+from tests.cards import FakeGraphs, FakeMemory
 from tests.tiny import random_model
 
 
@@ -184,8 +184,12 @@ def test_it_works_with_and_without_inference_mode_by_turns():
 
 
 def request(seed=1, **fields):
-    sampler = SamplerConfig(steps=2 * CALLS_BEFORE)
-    return GenerationRequest(prompt="a cat", seed=seed, height=64, width=64, sampler=sampler, **fields)
+    fields = {"sampler": SamplerConfig(steps=2 * CALLS_BEFORE), **fields}
+    return GenerationRequest(prompt="a cat", seed=seed, height=64, width=64, **fields)
+
+
+def out_of_memory(*_):
+    raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
 @pytest.fixture
@@ -222,6 +226,57 @@ def test_weights_that_move_leave_no_recording_behind(recorded):
     assert (pipeline.generate([request()])[0].pixels == before).all()
 
 
+def test_weights_that_moved_on_the_way_to_float32_and_back_leave_no_recording_behind(recorded, monkeypatch):
+    """The memory ends half-way: what was converted until then comes back to another place."""
+    pipeline, _ = recorded
+    before = pipeline.generate([request()])[0].pixels
+    assert recordings_of(pipeline.model).hold_memory
+    converted, to_float = [], torch.Tensor.float
+
+    def full(tensor):
+        converted.append(tensor)
+        return to_float(tensor).clone() if len(converted) < 5 else out_of_memory()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "float", full)
+        with pytest.raises(RuntimeError, match="out of memory"), pipeline.in_float32():
+            raise AssertionError("it went on")
+    assert len(converted) == 5
+    assert not recordings_of(pipeline.model).hold_memory
+    assert (pipeline.generate([request()])[0].pixels == before).all()
+
+
+def test_a_lack_of_memory_that_no_recording_is_to_blame_for_leaves_them_on(recorded, monkeypatch):
+    pipeline, graphs = recorded
+    decode = pipeline.model.decode_first_stage
+    monkeypatch.setattr(
+        pipeline.model,
+        "decode_first_stage",
+        lambda latent, in_strips=False: decode(latent, in_strips=True) if in_strips else out_of_memory(),
+    )
+    few = request(sampler=SamplerConfig(steps=2))
+    assert pipeline.generate([few])[0].pixels is not None
+    pipeline.generate([request()])
+    assert graphs.recorded == 1
+
+
+def test_kinds_of_pictures_that_take_the_same_memory_are_measured_once(recorded):
+    """And share their recordings: steps, seed and the strength of guidance change no shape."""
+    pipeline, graphs = recorded
+    made_room = []
+    pipeline.rooms = Rooms(FakeMemory(100), lambda: made_room.append(True))
+    pipeline._try_network = lambda *_: None
+    pipeline.rooms._memory.peak = lambda work: 1
+    for scale, steps in ((7.5, 8), (5.0, 8), (9.0, 9), (5.0, 10)):
+        sampler = SamplerConfig(steps=steps, guidance_scale=scale)
+        pipeline.generate([request(1, sampler=sampler), request(2, sampler=sampler)])
+    assert made_room == [True]
+    assert graphs.recorded == 1
+    sampler = SamplerConfig(steps=8, guidance_scale=1.0)
+    pipeline.generate([request(1, sampler=sampler), request(2, sampler=sampler)])
+    assert made_room == [True, True], "one text instead of two"
+
+
 def test_where_memory_is_short_nothing_is_kept_nor_recorded_again(recorded):
     pipeline, graphs = recorded
     before = pipeline.generate([request()])[0].pixels
@@ -252,10 +307,6 @@ def test_a_kind_of_picture_is_measured_without_recordings(recorded):
     pipeline.generate([request(1), request(2)])
     assert [kept for kept, _ in seen] == [{}]
     assert graphs.recorded == 2
-
-
-def out_of_memory(*_):
-    raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
 def test_what_fits_beside_no_recording_is_made_without_one(recorded, monkeypatch, caplog):
