@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterator, List, Optional, Sequence, Union
 
@@ -16,8 +15,9 @@ from jobs.storage.formats import parameters_text
 from jobs.worker.measuring import Findings, try_sizes
 from jobs.worker.worker import Generate, Loaded, Picture
 from ldm.errors import GenerationError, NoMemoryError, WeightsError
-from ldm.inference.digests import sha256_beside, sha256_of
+from ldm.inference.digests import remembered_sha256, sha256_of, state_of
 from ldm.inference.spec import GenerationRequest
+from ldm.inference.weightfile import naming_the_file
 
 if TYPE_CHECKING:
     from ldm.inference.censor import Censor
@@ -31,9 +31,8 @@ def load(info: RunInfo, spec: JobSpec) -> Loaded:
     """What makes the pictures of this run."""
     from ldm.inference.runtime import visible_cards
 
-    digest = sha256_beside(Path(info.model.checkpoint))
-    pipeline = load_pipeline(info, spec).with_censor(_censor(info.model, spec))
-    check_digest(info.model, digest)
+    with settled(info.model):
+        pipeline = load_pipeline(info, spec).with_censor(_censor(info.model, spec))
     device = device_of(pipeline)
     log.info("on %s, %d cards seen", device, visible_cards())
     return Loaded(generate_with(pipeline, info), device, functools.partial(measure, pipeline))
@@ -130,7 +129,7 @@ def picture_or_second_try(
 
 
 def check_unchanged(model: RunModel) -> None:
-    """Raise WeightsError if config or checkpoint are no longer what was planned; a checkpoint is told by its size."""
+    """Raise WeightsError if config or checkpoint are no longer what was planned: before loading, by the size alone."""
     try:
         size = Path(model.checkpoint).stat().st_size
         config_sha256 = sha256_of(Path(model.config))
@@ -144,12 +143,20 @@ def check_unchanged(model: RunModel) -> None:
         raise WeightsError(f"{model.config} is not as it was when the run was planned; submit it anew")
 
 
-def check_digest(model: RunModel, digest: Future[str]) -> None:
-    """Raise WeightsError if the checkpoint, whose sha256 that is, is another of the same size."""
-    try:
-        found = digest.result()
-    except OSError as error:
-        raise WeightsError(f"cannot read {model.checkpoint}: {error.strerror}") from error
+@contextlib.contextmanager
+def settled(model: RunModel) -> Iterator[None]:
+    """Around the reading of the weights: WeightsError if they are others of the same size, or replaced meanwhile.
+
+    Their hash is remembered from the planning; where it is not, the file is read once more for it.
+    """
+    checkpoint = Path(model.checkpoint)
+    with naming_the_file(checkpoint):
+        before = state_of(checkpoint)
+    yield
+    with naming_the_file(checkpoint):
+        found = remembered_sha256(checkpoint)
+        if state_of(checkpoint) != before:
+            raise WeightsError(f"{checkpoint} was replaced while it was read; let the copy to it end, then start again")
     if found != model.checkpoint_sha256:
         raise WeightsError(
             f"{model.checkpoint} is as large as the file that the run was planned with, but another: its sha256 begins "

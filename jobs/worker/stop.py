@@ -124,7 +124,8 @@ class Limits:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
-                signal.signal(number, signal.SIG_IGN if number in WARNINGS else handler)
+                # None: it was set by no Python, and cannot be had back.
+                signal.signal(number, signal.SIG_IGN if number in WARNINGS else handler or signal.SIG_DFL)
 
     def _take(self, number: int, frame: Optional[FrameType]) -> None:
         if self._told is None:  # the first says why: who was told to stop does not go on because a warning follows

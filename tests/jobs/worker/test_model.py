@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import io
-import os
 import re
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +17,11 @@ from jobs.records import read_records
 from jobs.submit.launch import missing_shards, run_here
 from jobs.submit.prepare import Prepared
 from jobs.worker.model import (
-    check_digest,
     check_unchanged,
     load,
     naming_lack_of_memory,
     picture_or_second_try,
+    settled,
     to_picture,
 )
 from ldm.errors import GenerationError, NoMemoryError, WeightsError
@@ -124,11 +121,24 @@ def test_a_checkpoint_of_the_same_size_is_refused_where_it_is_another(prepared, 
         load(dataclasses.replace(prepared.info, model=model), prepared.info.settings.spec)
 
 
-def test_a_checkpoint_that_is_gone_once_it_was_read_is_named(prepared):
-    gone = Future()
-    gone.set_exception(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
-    with pytest.raises(WeightsError, match=r"cannot read .*: No such file or directory"):
-        check_digest(prepared.info.model, gone)
+@pytest.mark.parametrize("other", ["as large", "gone"])
+def test_a_checkpoint_that_is_replaced_or_gone_while_it_is_read_is_refused(prepared, tmp_path, other):
+    planned = tmp_path / "planned.safetensors"
+    planned.write_bytes(Path(prepared.info.model.checkpoint).read_bytes())
+    model = dataclasses.replace(prepared.info.model, checkpoint=str(planned))
+    said = "was replaced while it was read" if other == "as large" else "cannot read .*: No such file or directory"
+
+    def change():
+        new = tmp_path / "new.safetensors"
+        new.write_bytes(planned.read_bytes())
+        planned.unlink()
+        if other == "as large":
+            new.rename(planned)
+
+    with settled(model):
+        pass
+    with pytest.raises(WeightsError, match=said), settled(model):
+        change()
 
 
 def test_another_config_is_refused(prepared, tmp_path):

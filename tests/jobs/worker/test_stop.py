@@ -142,13 +142,15 @@ def test_a_signal_that_comes_within_a_finalizer_ends_the_batch_all_the_same(monk
         sleep_for_an_hour_behind_a_finalizer(Limits())
     assert [each.exc_type for each in lost] == [Halt]
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
 
 
 def sleep_for_an_hour_behind_a_finalizer(limits: Limits) -> None:
     class Finalized:
         def __del__(self) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
+            while True:  # until the handler is called
+                time.sleep(0.01)
 
     with limits.listening(), limits.droppable():
         Finalized()
