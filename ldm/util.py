@@ -32,7 +32,9 @@ def instantiate_from_config(config: Any) -> Any:
     refuse_unknown_params(target, cls, params)
     try:
         return cls(**params)
-    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:  # RuntimeError: torch's
+    except (TypeError, ValueError, ArithmeticError, LookupError, AssertionError, RuntimeError) as error:
+        if "memory" in str(error):  # torch's word for a lack of it, a RuntimeError as most of its others
+            raise
         raise ConfigError(f"{target} cannot be built from these params: {' '.join(str(error).split())}") from error
 
 

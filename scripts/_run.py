@@ -67,6 +67,8 @@ def leave(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:  # nobody reads it any more, or a disk is full
+        except BrokenPipeError:  # nobody reads it any more
             code = code or 128 + signal.SIGPIPE
+        except OSError:  # a disk is full
+            code = code or SdbatchError.exit_code
     os._exit(code)

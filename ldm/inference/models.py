@@ -13,6 +13,7 @@ from typing import Any, Optional, Sequence, Tuple
 
 from ldm.errors import ConfigError, RequestError, WeightsError
 from ldm.inference.spec import SIZE_MULTIPLE
+from ldm.util import PLACEHOLDERS
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
@@ -148,6 +149,11 @@ def looked_for(names: Sequence[str]) -> str:
 def read_shape(config: Path) -> ModelShape:
     """What the model of this YAML works on; ConfigError where the YAML does not say."""
     params = _subtree(_load_yaml(config), "model.params", config)
+    words = params.get("cond_stage_config") if isinstance(params, dict) else None
+    if words in PLACEHOLDERS:
+        raise ConfigError(
+            f"{config}: cond_stage_config must be a text encoder, for pictures are made from prompts; got {words!r}"
+        )
     first_stage = _subtree(params, "first_stage_config.params.ddconfig", config)
     levels = _subtree(first_stage, "ch_mult", config)
     if not isinstance(levels, list):
@@ -163,6 +169,7 @@ def read_shape(config: Path) -> ModelShape:
 
 
 def _tokenizer(params: Any) -> Optional[str]:
+    """What the text encoder names; None where it names none."""
     for key in ("cond_stage_config", "params", "version"):
         params = params.get(key) if isinstance(params, dict) else None
     return None if params is None else str(params)

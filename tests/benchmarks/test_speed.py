@@ -163,6 +163,7 @@ def test_a_machine_is_quiet_while_all_its_processors_work_for_it(
     assert started.count("done") == (os.cpu_count() or 1)
 
 
+@pytest.mark.slow
 def test_what_a_machine_does_to_find_out_whether_it_is_quiet_ends_and_works(speed: SimpleNamespace) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     assert subprocess.run((sys.executable, "-S", "-c", speed.turns.BUSY), check=True).returncode == 0

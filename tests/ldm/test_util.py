@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Dict
+import re
+from typing import Any
 
 import pytest
 import torch
@@ -70,12 +71,34 @@ def test_params_that_nothing_can_be_built_from_are_named_with_the_reason() -> No
         instantiate_from_config(node)
 
 
-@pytest.mark.parametrize("params", [{"in_channels": 4, "groups": 0}, {"in_channels": -1}])
-def test_params_at_which_the_building_itself_fails_are_refused_too(params: Dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("target", "params", "said"),
+    [
+        ("torch.nn.Conv2d", {"in_channels": -1, "out_channels": 4, "kernel_size": 3}, ".*negative"),
+        ("torch.nn.MultiheadAttention", {"embed_dim": 4, "num_heads": 3}, "embed_dim must be divisible by num_heads"),
+        ("torch.nn.MultiheadAttention", {"embed_dim": 4, "num_heads": 0}, ".*"),
+        (
+            "torch.nn.TransformerEncoderLayer",
+            {"d_model": 4, "nhead": 2, "activation": "x"},
+            "activation should be relu",
+        ),
+    ],
+)
+def test_params_at_which_the_building_itself_fails_are_refused_too(target: str, params: Any, said: str) -> None:
     """As a division by zero, or torch's own error: a YAML may name any network."""
-    config = {"target": "torch.nn.Conv2d", "params": {"out_channels": 4, "kernel_size": 3, **params}}
-    with pytest.raises(ConfigError, match=r"torch\.nn\.Conv2d cannot be built from these params"):
-        instantiate_from_config(config)
+    with pytest.raises(ConfigError, match=rf"{re.escape(target)} cannot be built from these params: {said}"):
+        instantiate_from_config({"target": target, "params": params})
+
+
+def test_a_lack_of_memory_is_none_of_the_params(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4"
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(torch.nn.Linear, "__init__", full)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        instantiate_from_config({"target": "torch.nn.Linear", "params": {"in_features": 1, "out_features": 1}})
 
 
 def test_what_the_schema_allows_and_nothing_needs_may_stand_with_its_one_value() -> None:

@@ -60,9 +60,9 @@ def refuse_parts_that_do_not_fit(channels: int, unet: Any, first_stage: Any, con
         ("embed_dim of first_stage_config", getattr(first_stage, "embed_dim", None), "channels", channels),
         (
             "context_dim of unet_config",
-            getattr(unet, "context_dim", None),
+            getattr(unet, "context_dim", None) or "left out",
             "the width of cond_stage_config",
-            getattr(cond_stage, "width", None),
+            getattr(cond_stage, "width", None) if hasattr(unet, "context_dim") else None,
         ),
     ]
     for one, found, other, wanted in told:

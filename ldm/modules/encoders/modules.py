@@ -52,7 +52,7 @@ class FrozenCLIPEmbedder(nn.Module):
         if tokenizer.size > self._vocab_size:
             raise WeightsError(
                 f"the tokenizer in {folder} has {tokenizer.size} tokens, the text encoder {self._vocab_size}; "
-                "give --clip FOLDER with the files that the model was trained with"
+                "name the folder of the one that the model was trained with: --clip FOLDER, in a job clip=FOLDER"
             )
         self._tokenizer = tokenizer
         return tokenizer

@@ -92,6 +92,7 @@ def test_a_config_that_asks_for_something_else_is_refused(params: Any, message: 
             {"context_dim": 1024},
             "context_dim of unet_config must be 32, as the width of cond_stage_config is, got 1024",
         ),
+        ("unet_config", {"context_dim": None}, "must be 32, as the width of cond_stage_config is, got left out"),
     ],
 )
 def test_parts_that_do_not_fit_each_other_are_refused_before_a_weight_is_read(
@@ -101,6 +102,14 @@ def test_parts_that_do_not_fit_each_other_are_refused_before_a_weight_is_read(
     changed["params"][part]["params"].update(params)
     with pytest.raises(ConfigError, match=message):
         instantiate_from_config(changed)
+
+
+def test_parts_that_tell_nothing_of_their_sizes_are_let_be() -> None:
+    other = {"target": "torch.nn.Linear", "params": {"in_features": 1, "out_features": 1}}
+    for part in ("unet_config", "first_stage_config", "cond_stage_config"):
+        changed = config()
+        changed["params"][part] = other
+        assert isinstance(instantiate_from_config(changed), LatentDiffusion)
 
 
 def test_the_network_recalls_where_it_is_told_to(model: LatentDiffusion, monkeypatch: Any) -> None:

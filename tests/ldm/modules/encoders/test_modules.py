@@ -81,7 +81,7 @@ def test_names_begin_as_in_a_checkpoint(embedder):
 
 def test_a_tokenizer_that_knows_more_than_the_text_encoder_is_refused():
     embedder = FrozenCLIPEmbedder(dimensions={"vocab_size": 1000, "width": 32, "layers": 1, "heads": 2})
-    with pytest.raises(WeightsError, match=r"has 49408 tokens, the text encoder 1000; give --clip FOLDER"):
+    with pytest.raises(WeightsError, match=r"has 49408 tokens, the text encoder 1000; name the folder of"):
         embedder.use_tokenizer(SHIPPED)
 
 
