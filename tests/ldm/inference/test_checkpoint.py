@@ -57,9 +57,10 @@ def test_a_loaded_model_gives_what_the_saved_one_gave(tmp_path, original):
     x, t = torch.randn(2, model.channels, 8, 8), torch.tensor([900, 3])
     width = original.cond_stage_model.transformer.text_model.final_layer_norm.weight.shape[0]
     text = torch.randn(2, 77, width)
+    # The weights are the same to the bit; a kernel may order its sums by where in memory they lie.
     with torch.no_grad():
-        assert torch.equal(model.apply_model(x, t, text), original.apply_model(x, t, text))
-        assert torch.equal(model.decode_first_stage(x), original.decode_first_stage(x))
+        assert torch.allclose(model.apply_model(x, t, text), original.apply_model(x, t, text), atol=1e-5)
+        assert torch.allclose(model.decode_first_stage(x), original.decode_first_stage(x), atol=1e-5)
 
 
 def test_a_loaded_model_is_frozen_and_wholly_in_memory(tmp_path, original):
