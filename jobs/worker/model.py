@@ -89,7 +89,7 @@ def measure(pipeline: Pipeline, request: GenerationRequest) -> Findings:
 
 
 @contextlib.contextmanager
-def naming_lack_of_memory(pictures: int, release: Callable[[], object] = lambda: None) -> Iterator[None]:
+def naming_lack_of_memory(pictures: int, release: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Turn torch's lack of memory for so many pictures into a NoMemoryError, and give back what can be.
 
     `release` gives back what more there is.

@@ -50,7 +50,7 @@ def naming_the_file(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}; look at it with ls -l") from error
 
 
 class WeightFormat(enum.Enum):
@@ -71,12 +71,10 @@ class UseEma(enum.Enum):
 
 def recognise(path: Path) -> WeightFormat:
     """How the weights in a file are stored; WeightsError saying what the file is, where it is something else."""
-    try:
+    with naming_the_file(path):
         size = _size(path)
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}; see its permissions with ls -l") from error
     _refuse_other_files(path, head)
     if head.startswith(ZIP_ENTRY):
         _check_zip(path, size)
