@@ -33,7 +33,7 @@ def instantiate_from_config(config: Any) -> Any:
     try:
         return cls(**params)
     except (TypeError, ValueError, ArithmeticError, LookupError, AssertionError, RuntimeError) as error:
-        if "memory" in str(error):  # torch's word for a lack of it, a RuntimeError as most of its others
+        if isinstance(error, RuntimeError) and "memory" in str(error):  # as torch tells of a lack of it
             raise
         raise ConfigError(f"{target} cannot be built from these params: {' '.join(str(error).split())}") from error
 

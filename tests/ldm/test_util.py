@@ -90,6 +90,15 @@ def test_params_at_which_the_building_itself_fails_are_refused_too(target: str, 
         instantiate_from_config({"target": target, "params": params})
 
 
+def test_params_that_have_to_do_with_memory_are_refused_as_any_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("memory_format must be channels_last")
+
+    monkeypatch.setattr(torch.nn.Linear, "__init__", refuse)
+    with pytest.raises(ConfigError, match="cannot be built from these params: memory_format must be channels_last"):
+        instantiate_from_config({"target": "torch.nn.Linear", "params": {}})
+
+
 def test_a_lack_of_memory_is_none_of_the_params(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4"
 
